@@ -1,0 +1,56 @@
+# Every task of the project under one name. Each target sets up what it needs first (scripts/setup.sh): a fresh
+# Debian 12 with git, make, a compiler and Python 3.11 will do.
+
+PYTHON ?= python3
+export PYTHON
+
+venv := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test bench bench-quick bench-compare lint format native-test sanitize dialect python-test clean
+.PHONY: setup-run setup-bench setup-test
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 chooses the interpreter (3.11 or newer)"
+
+run: setup-run ## measure one big lock against a lock for each node, on this machine: about a minute
+	$(venv)/engine run bench/experiments/big-lock.toml
+
+test: setup-test ## everything: native tests, sanitizers, coroutine dialect, Python tests, lint
+	$(venv)/python scripts/run_tests.py
+
+native-test: setup-test ## the native tests, with their assertions
+	$(venv)/python scripts/run_tests.py native
+
+sanitize: setup-test ## the native tests under ASan+UBSan and under TSan
+	$(venv)/python scripts/run_tests.py asan tsan
+
+dialect: setup-test ## the coroutine dialect on every compiler and mode
+	$(venv)/python scripts/run_tests.py dialect
+
+python-test: setup-test ## the Python tests
+	$(venv)/python scripts/run_tests.py python
+
+lint: setup-test ## ruff, mypy, clang-format, clang-tidy
+	$(venv)/python scripts/run_tests.py lint
+
+format: setup-test ## rewrite the sources as the linters want them
+	$(venv)/python scripts/run_tests.py format
+
+bench: setup-bench ## side by side with other programs, nine pairs each (about an hour); BENCH="-k null" chooses
+	$(venv)/python -m pytest bench $(BENCH)
+
+bench-quick: setup-bench ## the same, short: shows that all of it works; not figures to quote
+	$(venv)/python -m pytest bench --quick $(BENCH)
+
+bench-compare: setup-bench ## the drift between two commits, or two stored files: A=… B=…
+	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make bench-compare A=COMMIT B=COMMIT" >&2; exit 2; }
+	$(venv)/python bench/compare.py $(A) $(B)
+
+setup-run setup-bench setup-test: setup-%:
+	@scripts/setup.sh $*
+
+clean: ## remove builds and the virtual environment; results stay
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

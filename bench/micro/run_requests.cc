@@ -1,0 +1,30 @@
+// Runs N requests of the load generator and ends: what callgrind and strace count. The difference between two
+// lengths, divided by their difference in requests, leaves start and end out. One context; no lock.
+//
+// usage: run_requests COUNT node|queue DEPTH [FILE]      no FILE: a null node
+#include "micro.hh"
+
+int main(int argc, char** argv) {
+    if (argc < 4 || argc > 5) micro::fail("usage", "run_requests COUNT node|queue DEPTH [FILE]");
+    uint64_t count = micro::number(argv[1], "COUNT");
+    auto depth = static_cast<uint32_t>(micro::number(argv[3], "DEPTH"));
+    micro::Engine engine;
+    // It does not poll: how long it polls is chance, and would be counted.
+    engine_context_t* context = engine.add_context("io0", -1, 0);
+    micro::Load load(engine, context, argc == 5 ? argv[4] : nullptr, micro::names_queue(argv[2]), depth,
+                     count);
+    engine_context_stats before{};
+    engine_context_stats after{};
+    before.size = after.size = sizeof after;
+    micro::must(engine_context_get_stats(context, &before), "engine_context_get_stats");
+    load.start();
+    load.wait();
+    micro::must(engine_context_get_stats(context, &after), "engine_context_get_stats");
+    const engine_workload_result& result = load.result();
+    if (result.requests[0] != count) micro::fail("workload", "not all requests completed");
+    double seconds = static_cast<double>(result.ended_ns - result.started_ns) / 1e9;
+    printf("{\"requests\": %llu, \"seconds\": %.6f, \"iops\": %.1f, \"system_calls\": %llu}\n",
+           static_cast<unsigned long long>(count), seconds, static_cast<double>(count) / seconds,
+           static_cast<unsigned long long>(after.system_calls - before.system_calls));
+    return 0;
+}

@@ -1,0 +1,96 @@
+// How a context reaches the kernel: an interface with two implementations, `io_uring` and `threads`. Everything
+// but wake() runs on the home thread.
+#pragma once
+
+#include <engine/aio.h>
+#include <sys/uio.h>
+
+#include <memory>
+
+#include "aio/inbox.hh"
+#include "base/atomic.hh"
+
+namespace engine::aio {
+
+class AioContext;
+
+enum class IoKind : uint8_t {
+    read,
+    write,
+    fdatasync,
+    fallocate,
+    call,  // `call` runs on the offload pool: what may block and has no asynchronous form
+};
+
+// One operation of the kernel's, or one call for the offload pool. Intrusive: it lives in the request that needs it
+// until `done`, which runs on the home thread, never inside queue().
+struct IoOp : Message {
+    void (*done)(IoOp*, int64_t result) = nullptr;  // bytes or 0, or -errno
+    int64_t (*call)(IoOp*) = nullptr;
+    const iovec* iov = nullptr;
+    uint64_t offset = 0;
+    uint64_t length = 0;  // bytes, all parts together
+    int64_t result = 0;
+    int fd = -1;
+    uint32_t iov_count = 0;
+    int32_t flags = 0;  // read, write: RWF_*; fallocate: FALLOC_FL_*
+    IoKind kind = IoKind::call;
+    bool direct = false;  // the file bypasses the page cache, so that trying without waiting makes no sense
+};
+
+// A descriptor watched level-triggered, by the context that made it.
+struct FdHandler {
+    int fd = -1;
+    uint32_t events = 0;  // POLLIN, POLLOUT
+    void (*ready)(FdHandler*, uint32_t events) = nullptr;
+    bool removed = false;              // no more callbacks
+    bool armed = false;                // io_uring: a poll request is with the kernel
+    bool in_callback = false;          // `ready` is on the stack
+    void (*released)(FdHandler*) = nullptr;  // the backend holds no pointer any more
+};
+
+// Written on the home thread, read anywhere.
+struct BackendStats {
+    base::Counter system_calls, submitted, completed, submit_batches, offloaded, fd_events;
+};
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+
+    virtual engine_backend_kind kind() const noexcept = 0;
+    // Accepts an operation; it reaches the kernel with the next submit() or wait().
+    virtual void queue(IoOp* op) noexcept = 0;
+    // All new operations in one system call where the backend can. Runs no completion.
+    virtual void submit() noexcept = 0;
+    // Is there something for reap()? Never enters the kernel.
+    virtual bool has_completions() const noexcept = 0;
+    // Runs the completions that are there.
+    virtual void reap() noexcept = 0;
+    // Submits what is new, then blocks until a completion, an fd event, wake() or the time-out; -1: none.
+    virtual void wait(int64_t timeout_ns) noexcept = 0;
+    // Any thread: ends a wait().
+    virtual void wake() noexcept = 0;
+
+    virtual int add_fd(FdHandler* handler) noexcept = 0;
+    // No callback after this returns; `released` follows, possibly later.
+    virtual void remove_fd(FdHandler* handler) noexcept = 0;
+
+    BackendStats stats;
+};
+
+struct BackendChoice {
+    uint32_t kind = ENGINE_BACKEND_AUTO;
+    uint32_t queue_depth = 256;
+    const cpu_set_t* worker_cpus = nullptr;  // where its workers may run; null: anywhere
+    size_t worker_cpus_size = 0;
+};
+
+// On the home thread: makes the backend that was asked for, or says why not. `reason` tells why this one.
+int make_backend(AioContext& context, const BackendChoice& choice, std::unique_ptr<Backend>* out,
+                 char (&reason)[160], engine_error* error);
+int make_uring_backend(const BackendChoice& choice, std::unique_ptr<Backend>* out, char (&reason)[160],
+                       engine_error* error, AioContext* context);
+int make_threads_backend(AioContext& context, std::unique_ptr<Backend>* out, engine_error* error);
+
+}  // namespace engine::aio

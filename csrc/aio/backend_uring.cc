@@ -1,0 +1,298 @@
+// The io_uring backend: one ring, single issuer, deferred task run; features are probed, never assumed.
+// Home thread only, but for wake(), which writes an eventfd.
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "aio/backend.hh"
+#include "aio/offload.hh"
+#include "base/error.hh"
+
+namespace engine::aio {
+
+namespace {
+
+// The low bits of a completion's user data say whose it is. IoOp and FdHandler are at least 8-aligned.
+enum Tag : uint64_t { tag_op = 0, tag_fd = 1, tag_wake = 2, tag_none = 3, tag_mask = 7 };
+
+class UringBackend final : public Backend {
+  public:
+    explicit UringBackend(AioContext* context) : offload_(context) {}
+    ~UringBackend() override;
+    int open(const BackendChoice& choice, char (&reason)[160], engine_error* error);
+
+    engine_backend_kind kind() const noexcept override { return ENGINE_BACKEND_IO_URING; }
+    void queue(IoOp* op) noexcept override;
+    void submit() noexcept override;
+    bool has_completions() const noexcept override;
+    void reap() noexcept override;
+    void wait(int64_t timeout_ns) noexcept override;
+    void wake() noexcept override;
+    int add_fd(FdHandler* handler) noexcept override;
+    void remove_fd(FdHandler* handler) noexcept override;
+
+  private:
+    io_uring_sqe* get_sqe() noexcept;
+    void prepare(IoOp* op) noexcept;
+    void arm_wake() noexcept;
+    void arm_fd(FdHandler* handler) noexcept;
+    void complete(const io_uring_cqe& cqe) noexcept;
+    void complete_fd(FdHandler* handler, int result) noexcept;
+    bool task_run_wanted() const noexcept {
+        return (__atomic_load_n(ring_.sq.kflags, __ATOMIC_RELAXED) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+    }
+
+    io_uring ring_{};
+    bool ring_open_ = false;
+    bool deferred_ = false;  // completions appear only when the kernel is entered
+    int event_fd_ = -1;
+    uint64_t event_value_ = 0;
+    unsigned in_flight_ = 0;
+    unsigned in_flight_max_ = 0;     // the completion queue holds them all
+    base::Queue<Message> waiting_;   // operations beyond that
+    OffloadPool offload_;
+};
+
+int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_error* error) {
+    const base::Where where{.operation = "io_uring_setup", .field = "backend"};
+    io_uring_params params{};
+    unsigned base_flags = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
+    const unsigned wanted[] = {
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+        0,
+    };
+    int result = 0;
+    unsigned used = 0;
+    for (unsigned flags : wanted) {
+        memset(&params, 0, sizeof params);
+        params.flags = base_flags | flags;
+        params.cq_entries = choice.queue_depth * 8;
+        result = io_uring_queue_init_params(choice.queue_depth, &ring_, &params);
+        used = flags;
+        if (result != -EINVAL) break;  // an older kernel: ask for less
+    }
+    if (result == -ENOMEM) {
+        rlimit limit{};
+        getrlimit(RLIMIT_MEMLOCK, &limit);
+        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where,
+                          "io_uring: the kernel refused memory for the rings; RLIMIT_MEMLOCK is %lu KiB: raise it "
+                          "(ulimit -l) or use the threads backend",
+                          static_cast<unsigned long>(limit.rlim_cur / 1024));
+    }
+    if (result == -EPERM || result == -ENOSYS || result == -EACCES) {
+        return base::fail(error, ENGINE_ERROR_UNSUPPORTED, -result, where,
+                          "io_uring is refused here (%s): a seccomp filter, kernel.io_uring_disabled or an old "
+                          "kernel; use the threads backend",
+                          strerrordesc_np(-result));
+    }
+    if (result < 0) return base::fail_os(error, -result, where, "io_uring: cannot set up a ring");
+    ring_open_ = true;
+    deferred_ = (used & IORING_SETUP_DEFER_TASKRUN) != 0;
+    in_flight_max_ = params.cq_entries - 64;  // fd polls and the wake-up have their share
+    event_fd_ = eventfd(0, EFD_CLOEXEC);
+    if (event_fd_ < 0) return base::fail_os(error, errno, where, "cannot make an eventfd");
+    bool pinned = false;
+    if (choice.worker_cpus != nullptr) {
+        pinned = io_uring_register_iowq_aff(&ring_, choice.worker_cpus_size, choice.worker_cpus) == 0;
+    }
+    snprintf(reason, sizeof reason, "io_uring: %s%s, %u + %u entries",
+             deferred_ ? "single issuer, deferred task run" : used != 0 ? "cooperative task run" : "plain ring",
+             pinned ? ", workers pinned" : "", params.sq_entries, params.cq_entries);
+    arm_wake();
+    submit();
+    return 0;
+}
+
+UringBackend::~UringBackend() {
+    offload_.stop();
+    if (ring_open_) io_uring_queue_exit(&ring_);
+    if (event_fd_ >= 0) close(event_fd_);
+}
+
+io_uring_sqe* UringBackend::get_sqe() noexcept {
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+    while (sqe == nullptr) {  // full: hand over what is there
+        submit();
+        sqe = io_uring_get_sqe(&ring_);
+    }
+    return sqe;
+}
+
+void UringBackend::queue(IoOp* op) noexcept {
+    if (op->kind == IoKind::call) {
+        stats.offloaded.increment();
+        stats.submitted.increment();
+        offload_.run(op);
+        return;
+    }
+    if (in_flight_ >= in_flight_max_) {
+        waiting_.push(op);
+        return;
+    }
+    prepare(op);
+}
+
+void UringBackend::prepare(IoOp* op) noexcept {
+    io_uring_sqe* sqe = get_sqe();
+    in_flight_++;
+    stats.submitted.increment();
+    switch (op->kind) {
+        case IoKind::read:
+            if (op->iov_count == 1) {
+                io_uring_prep_read(sqe, op->fd, op->iov->iov_base, static_cast<unsigned>(op->iov->iov_len), op->offset);
+            } else {
+                io_uring_prep_readv(sqe, op->fd, op->iov, op->iov_count, op->offset);
+            }
+            sqe->rw_flags = op->flags;
+            break;
+        case IoKind::write:
+            if (op->iov_count == 1) {
+                io_uring_prep_write(sqe, op->fd, op->iov->iov_base, static_cast<unsigned>(op->iov->iov_len), op->offset);
+            } else {
+                io_uring_prep_writev(sqe, op->fd, op->iov, op->iov_count, op->offset);
+            }
+            sqe->rw_flags = op->flags;
+            break;
+        case IoKind::fdatasync: io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC); break;
+        case IoKind::fallocate:
+            io_uring_prep_fallocate(sqe, op->fd, op->flags, static_cast<off_t>(op->offset),
+                                    static_cast<off_t>(op->length));
+            break;
+        case IoKind::call: break;  // went to the pool
+    }
+    sqe->user_data = reinterpret_cast<uint64_t>(op) | tag_op;
+}
+
+void UringBackend::submit() noexcept {
+    if (io_uring_sq_ready(&ring_) == 0) return;
+    stats.system_calls.increment();
+    stats.submit_batches.increment();
+    // With deferred task run the same call also posts what has finished.
+    int result = deferred_ ? io_uring_submit_and_get_events(&ring_) : io_uring_submit(&ring_);
+    (void)result;  // EAGAIN, EBUSY: the entries stay in the ring and go with the next turn
+}
+
+bool UringBackend::has_completions() const noexcept { return io_uring_cq_ready(&ring_) != 0 || task_run_wanted(); }
+
+void UringBackend::reap() noexcept {
+    unsigned ready = io_uring_cq_ready(&ring_);
+    if (ready == 0) {
+        if (!task_run_wanted()) return;
+        stats.system_calls.increment();
+        io_uring_get_events(&ring_);
+        ready = io_uring_cq_ready(&ring_);
+    }
+    unsigned head = *ring_.cq.khead;
+    for (unsigned i = 0; i < ready; i++, head++) {
+        // Copied and given back one by one: a handler may fill the submission ring and so enter the kernel.
+        io_uring_cqe cqe = ring_.cq.cqes[head & *ring_.cq.kring_mask];
+        io_uring_cq_advance(&ring_, 1);
+        complete(cqe);
+    }
+    while (in_flight_ < in_flight_max_) {
+        Message* op = waiting_.pop();
+        if (op == nullptr) break;
+        prepare(static_cast<IoOp*>(op));
+    }
+}
+
+void UringBackend::complete(const io_uring_cqe& cqe) noexcept {
+    uint64_t pointer = cqe.user_data & ~uint64_t{tag_mask};
+    switch (cqe.user_data & tag_mask) {
+        case tag_op: {
+            auto* op = reinterpret_cast<IoOp*>(pointer);
+            in_flight_--;
+            stats.completed.increment();
+            op->done(op, cqe.res);
+            break;
+        }
+        case tag_fd: complete_fd(reinterpret_cast<FdHandler*>(pointer), cqe.res); break;
+        case tag_wake: arm_wake(); break;
+        default: break;
+    }
+}
+
+void UringBackend::wait(int64_t timeout_ns) noexcept {
+    stats.system_calls.increment();
+    if (io_uring_sq_ready(&ring_) != 0) stats.submit_batches.increment();
+    if (timeout_ns < 0) {
+        io_uring_submit_and_wait(&ring_, 1);
+        return;
+    }
+    __kernel_timespec timeout{timeout_ns / 1000000000, timeout_ns % 1000000000};
+    io_uring_cqe* cqe = nullptr;
+    io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &timeout, nullptr);
+}
+
+void UringBackend::wake() noexcept {
+    uint64_t one = 1;
+    while (write(event_fd_, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
+void UringBackend::arm_wake() noexcept {
+    io_uring_sqe* sqe = get_sqe();
+    io_uring_prep_read(sqe, event_fd_, &event_value_, sizeof event_value_, 0);
+    sqe->user_data = tag_wake;
+}
+
+int UringBackend::add_fd(FdHandler* handler) noexcept {
+    arm_fd(handler);
+    return 0;
+}
+
+// One shot, armed again after its callback: level-triggered for the user.
+void UringBackend::arm_fd(FdHandler* handler) noexcept {
+    io_uring_sqe* sqe = get_sqe();
+    io_uring_prep_poll_add(sqe, handler->fd, handler->events);
+    sqe->user_data = reinterpret_cast<uint64_t>(handler) | tag_fd;
+    handler->armed = true;
+}
+
+void UringBackend::complete_fd(FdHandler* handler, int result) noexcept {
+    handler->armed = false;
+    if (handler->removed) {
+        handler->released(handler);
+        return;
+    }
+    stats.fd_events.increment();
+    // A descriptor that cannot be polled reports an error to its handler once, and is not watched any longer.
+    handler->in_callback = true;
+    handler->ready(handler, result < 0 ? static_cast<uint32_t>(POLLERR) : static_cast<uint32_t>(result));
+    handler->in_callback = false;
+    if (handler->removed) {
+        handler->released(handler);
+    } else if (result >= 0) {
+        arm_fd(handler);
+    }
+}
+
+void UringBackend::remove_fd(FdHandler* handler) noexcept {
+    handler->removed = true;
+    if (!handler->armed) {
+        if (!handler->in_callback) handler->released(handler);  // else complete_fd is on the stack and will
+        return;
+    }
+    io_uring_sqe* sqe = get_sqe();
+    io_uring_prep_poll_remove(sqe, reinterpret_cast<uint64_t>(handler) | tag_fd);
+    sqe->user_data = tag_none;
+}
+
+}  // namespace
+
+int make_uring_backend(const BackendChoice& choice, std::unique_ptr<Backend>* out, char (&reason)[160],
+                       engine_error* error, AioContext* context) {
+    auto backend = std::make_unique<UringBackend>(context);
+    int result = backend->open(choice, reason, error);
+    if (result == 0) *out = std::move(backend);
+    return result;
+}
+
+}  // namespace engine::aio

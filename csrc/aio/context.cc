@@ -1,0 +1,225 @@
+// The loop. One turn: completions, due timers, inbox, ready queue, pollers; then all new operations in one system
+// call; then, with nothing left to do, busy polling within the adaptive budget, and sleep.
+#include "aio/context.hh"
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <climits>
+
+#include "base/clock.hh"
+#include "base/error.hh"
+
+namespace engine::aio {
+
+namespace {
+constexpr unsigned ready_budget = 1024;  // items a turn, so that timers and I/O get their share
+constexpr unsigned timer_budget = 256;
+constexpr uint64_t poll_first_ns = 4000;
+constexpr uint64_t poll_grow = 2;
+
+thread_local AioContext* current_context = nullptr;
+}  // namespace
+
+AioContext* AioContext::current() noexcept { return current_context; }
+void AioContext::enter_home() noexcept {
+    current_context = this;
+    bind_to_this_thread();
+}
+
+int AioContext::send(Message* message) noexcept {
+    switch (inbox_.push(message)) {
+        case Push::closed: return -ESHUTDOWN;
+        case Push::wake: backend_->wake(); return 0;
+        case Push::queued: return 0;
+    }
+    return 0;
+}
+
+void AioContext::set_poll_max_ns(int64_t ns) noexcept {
+    poll_max_ns_.store_relaxed(ns < 0 ? default_poll_max_ns : ns);
+}
+
+void AioContext::run() noexcept {
+    while (!stopping_) {
+        if (config_.turn_mutex != nullptr) {
+            stats_.lock_wait_ns.add(config_.turn_mutex->lock());
+            stats_.lock_acquisitions.increment();
+        }
+        bool more = turn();
+        // Per node, an idle context lets wait() submit, which saves a system call. Under the global mutex what
+        // handlers submit goes out while it is held, as with one big lock.
+        if (more || poll_ns_ != 0 || config_.turn_mutex != nullptr) backend_->submit();
+        if (config_.turn_mutex != nullptr) stats_.lock_hold_ns.add(config_.turn_mutex->unlock());
+        if (!more && !stopping_ && !backend_->has_completions()) idle();
+    }
+}
+
+// True when there is work left that needs no waiting.
+bool AioContext::turn() noexcept {
+    stats_.turns.increment();
+    backend_->reap();
+    if (!timers_.empty()) stats_.timers.add(timers_.run_due(base::now_ns(), timer_budget));
+    run_inbox();
+    unsigned ran = run_ready(ready_budget);
+    if (ran != 0) stats_.ready_items.add(ran);
+    bool progress = false;
+    pollers_.for_each([&](Poller* poller) { progress |= poller->poll(); });
+    return progress || has_ready();
+}
+
+void AioContext::run_inbox() noexcept {
+    Message* message = inbox_.take_all();
+    uint64_t taken = 0;
+    while (message != nullptr) {
+        Message* next = message->next;  // run may free the message
+        ready(message);
+        message = next;
+        taken++;
+    }
+    if (taken != 0) stats_.messages.add(taken);
+}
+
+bool AioContext::work_in_sight() noexcept {
+    if (!inbox_.empty() || backend_->has_completions()) return true;
+    bool work = false;
+    pollers_.for_each([&](Poller* poller) { work |= poller->has_work(); });
+    return work;
+}
+
+bool AioContext::busy_poll(uint64_t start_ns, uint64_t deadline_ns) noexcept {
+    uint64_t end_ns = start_ns + poll_ns_;
+    stats_.poll_attempts.increment();
+    uint64_t now_ns;
+    bool found;
+    do {
+        found = work_in_sight();
+        now_ns = base::now_ns();
+        if (!found) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    } while (!found && now_ns < end_ns && now_ns < deadline_ns);
+    stats_.poll_ns.add(now_ns - start_ns);
+    if (found || now_ns >= deadline_ns) {
+        stats_.poll_successes.increment();
+        return true;
+    }
+    return false;
+}
+
+void AioContext::idle() noexcept {
+    uint64_t start_ns = base::now_ns();
+    uint64_t deadline_ns = timers_.next_deadline_ns();
+    if (deadline_ns <= start_ns) return;
+    int64_t poll_max_ns = poll_max_ns_.load_relaxed();
+    if (poll_max_ns == 0) poll_ns_ = 0;
+    if (poll_ns_ != 0 && busy_poll(start_ns, deadline_ns)) {
+        adapt_poll(base::now_ns() - start_ns);
+        return;
+    }
+    bool work = false;
+    pollers_.for_each([&](Poller* poller) { work |= poller->prepare_sleep(); });
+    if (!work && inbox_.may_sleep()) {
+        uint64_t sleep_start_ns = base::now_ns();
+        int64_t timeout_ns = -1;
+        if (deadline_ns != UINT64_MAX) {
+            timeout_ns = deadline_ns > sleep_start_ns ? static_cast<int64_t>(deadline_ns - sleep_start_ns) : 0;
+        }
+        stats_.sleeps.increment();
+        backend_->wait(timeout_ns);
+        if (inbox_.woke_up()) stats_.wakeups.increment();
+        stats_.sleep_ns.add(base::now_ns() - sleep_start_ns);
+    }
+    pollers_.for_each([&](Poller* poller) { poller->end_sleep(); });
+    if (poll_max_ns != 0) adapt_poll(base::now_ns() - start_ns);
+}
+
+// The budget grows while waits turn out shorter than the most we may poll, and falls to nothing when they do not.
+void AioContext::adapt_poll(uint64_t idle_ns) noexcept {
+    auto most = static_cast<uint64_t>(poll_max_ns_.load_relaxed());
+    if (idle_ns <= poll_ns_) return;
+    if (idle_ns > most) {
+        poll_ns_ = 0;
+    } else if (poll_ns_ < most) {
+        poll_ns_ = poll_ns_ == 0 ? poll_first_ns : poll_ns_ * poll_grow;
+        if (poll_ns_ > most) poll_ns_ = most;
+    }
+    stats_.poll_current_ns.set(poll_ns_);
+}
+
+void AioContext::stop() {
+    struct Stop : Message {
+        AioContext* context;
+    } message;
+    message.context = this;
+    message.run = [](Message* m) { static_cast<Stop*>(m)->context->stopping_ = true; };
+    ENGINE_CHECK(!on_home());
+    if (!thread_.joinable()) return;
+    send(&message);
+    thread_.join();
+}
+
+void AioContext::read_stats(engine_context_stats* out) const noexcept {
+    const LoopStats& s = stats_;
+    const BackendStats& b = backend_->stats;
+    out->turns = s.turns.get();
+    out->bottom_halves = s.bottom_halves.get();
+    out->messages = s.messages.get();
+    out->ready_items = s.ready_items.get();
+    out->timers = s.timers.get();
+    out->fd_events = b.fd_events.get();
+    out->wakeups = s.wakeups.get();
+    out->sleeps = s.sleeps.get();
+    out->system_calls = b.system_calls.get();
+    out->submitted = b.submitted.get();
+    out->completed = b.completed.get();
+    out->submit_batches = b.submit_batches.get();
+    out->offloaded = b.offloaded.get();
+    out->poll_attempts = s.poll_attempts.get();
+    out->poll_successes = s.poll_successes.get();
+    out->poll_ns = s.poll_ns.get();
+    out->sleep_ns = s.sleep_ns.get();
+    out->poll_current_ns = s.poll_current_ns.get();
+    out->lock_acquisitions = s.lock_acquisitions.get();
+    out->lock_wait_ns = s.lock_wait_ns.get();
+    out->lock_hold_ns = s.lock_hold_ns.get();
+}
+
+namespace {
+long futex(base::Atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) noexcept {
+    return syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, timeout, nullptr, 0);
+}
+}  // namespace
+
+// 0 nothing yet, 1 somebody waits, 2 set. The waiter may destroy the object as soon as it has seen 2, so set()
+// touches nothing after its exchange but the address, which the kernel only compares.
+void Signal::set() noexcept {
+    if (state_.exchange_acq_rel(2) == 1) futex(&state_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr);
+}
+
+void Signal::wait() noexcept { wait_for(UINT64_MAX); }
+
+bool Signal::wait_for(uint64_t timeout_ns) noexcept {
+    static_assert(sizeof(base::Atomic<uint32_t>) == sizeof(uint32_t));
+    uint64_t end_ns = timeout_ns == UINT64_MAX ? UINT64_MAX : base::monotonic_ns() + timeout_ns;
+    for (;;) {
+        uint32_t expected = 0;
+        if (state_.load_acquire() == 2) return true;
+        if (!state_.compare_exchange_acq_rel(expected, 1) && expected == 2) return true;
+        if (end_ns == UINT64_MAX) {
+            futex(&state_, FUTEX_WAIT_PRIVATE, 1, nullptr);
+            continue;
+        }
+        uint64_t now_ns = base::monotonic_ns();
+        if (now_ns >= end_ns) return state_.load_acquire() == 2;
+        uint64_t left_ns = end_ns - now_ns;
+        timespec timeout{static_cast<time_t>(left_ns / 1000000000), static_cast<long>(left_ns % 1000000000)};
+        futex(&state_, FUTEX_WAIT_PRIVATE, 1, &timeout);
+    }
+}
+
+}  // namespace engine::aio

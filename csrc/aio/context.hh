@@ -1,0 +1,143 @@
+// AioContext: an event loop on a thread of its own. What it owns (backend, ready queue, timers, pollers, pools,
+// statistics) has no lock: only the home thread touches it. The one way in from elsewhere is send().
+#pragma once
+
+#include <engine/aio.h>
+#include <sched.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "aio/backend.hh"
+#include "aio/inbox.hh"
+#include "aio/poller.hh"
+#include "aio/timer.hh"
+#include "base/assert.hh"
+#include "base/list.hh"
+#include "base/mutex.hh"
+#include "coro/executor.hh"
+
+namespace engine {
+struct Instance;
+}
+
+namespace engine::aio {
+
+struct ContextConfig {
+    std::string name;
+    std::vector<int> cpus;  // empty: not pinned
+    uint32_t backend = ENGINE_BACKEND_AUTO;
+    uint32_t queue_depth = 256;
+    int sched_policy = 0;
+    int sched_priority = 0;
+    int64_t poll_max_ns = 32768;
+    base::Mutex* turn_mutex = nullptr;  // global mode: held while handlers run and while they submit
+    bool lock_profile = false;
+};
+
+struct LoopStats {
+    base::Counter turns, bottom_halves, messages, ready_items, timers, wakeups, sleeps;
+    base::Counter poll_attempts, poll_successes, poll_ns, sleep_ns, poll_current_ns;
+    base::Counter lock_acquisitions, lock_wait_ns, lock_hold_ns;
+};
+
+class AioContext final : public coro::Executor {
+  public:
+    static constexpr int64_t default_poll_max_ns = 32768;
+
+    // Starts the thread and returns when it runs where it was asked to, or with the error that prevented it.
+    static int create(ContextConfig config, std::unique_ptr<AioContext>* out, engine_error* error);
+    // Any foreign thread. Ends the loop: what was accepted before is run, later sends answer -ESHUTDOWN.
+    void stop();
+    ~AioContext();
+
+    // --- any thread
+    const std::string& name() const noexcept { return config_.name; }
+    const std::vector<int>& requested_cpus() const noexcept { return config_.cpus; }
+    bool on_home() const noexcept { return current() == this; }
+    // The context whose thread this is; null on foreign threads.
+    static AioContext* current() noexcept;
+    // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will.
+    int send(Message* message) noexcept;
+    // The same, and waits until it has run. -EDEADLK on any context's thread.
+    template <class F>
+    int call_and_wait(F&& f);
+    void set_poll_max_ns(int64_t ns) noexcept;
+    void read_stats(engine_context_stats* out) const noexcept;
+    int read_info(engine_context_info* out) const noexcept;
+    // Handles of others (queues, users, workloads) that keep it from closing.
+    base::Atomic<uint32_t> users{0};
+    // The engine that it belongs to: for callers above; nothing in here looks at it.
+    Instance* instance = nullptr;
+
+    // --- home only
+    Backend& backend() noexcept { return *backend_; }
+    TimerHeap& timers() noexcept { return timers_; }
+    void add_poller(Poller* poller) noexcept { pollers_.push_back(poller); }
+    LoopStats& stats() noexcept { return stats_; }
+    // Unique in the process for as long as it lives: the context's id above a counter.
+    uint64_t next_request_id() noexcept { return id_base_ | (++last_request_ & 0xffffffffffffu); }
+
+  private:
+    explicit AioContext(ContextConfig config) : config_(std::move(config)) {}
+    void thread_main(engine_error* error, int* result, class Signal* started);
+    void enter_home() noexcept;
+    int set_up(engine_error* error);
+    int pin(engine_error* error);
+    void run() noexcept;
+    bool turn() noexcept;
+    void run_inbox() noexcept;
+    void idle() noexcept;
+    bool busy_poll(uint64_t start_ns, uint64_t deadline_ns) noexcept;
+    bool work_in_sight() noexcept;
+    void adapt_poll(uint64_t idle_ns) noexcept;
+    void wind_up() noexcept;
+
+    ContextConfig config_;
+    Inbox inbox_;
+    std::unique_ptr<Backend> backend_;
+    TimerHeap timers_;
+    base::List<Poller> pollers_;
+    LoopStats stats_;
+    base::Atomic<int64_t> poll_max_ns_{0};
+    uint64_t poll_ns_ = 0;  // the adaptive budget
+    uint64_t id_base_ = 0;
+    uint64_t last_request_ = 0;
+    bool stopping_ = false;
+    char backend_reason_[160] = {};
+    int tid_ = 0;
+    std::thread thread_;
+};
+
+// A foreign thread waits here for the home thread's answer.
+class Signal {
+  public:
+    void set() noexcept;
+    void wait() noexcept;
+    bool wait_for(uint64_t timeout_ns) noexcept;
+
+  private:
+    base::Atomic<uint32_t> state_{0};
+};
+
+template <class F>
+int AioContext::call_and_wait(F&& f) {
+    if (current() != nullptr) return -EDEADLK;
+    struct Call : Message {
+        std::remove_reference_t<F>* f;
+        Signal done;
+    } call;
+    call.f = &f;
+    call.run = [](Message* message) {
+        Call* self = static_cast<Call*>(message);
+        (*self->f)();
+        self->done.set();
+    };
+    int result = send(&call);
+    if (result == 0) call.done.wait();
+    return result;
+}
+
+}  // namespace engine::aio

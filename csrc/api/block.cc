@@ -1,0 +1,183 @@
+// The C interface to nodes, users and blocking I/O.
+#include "api/handles.hh"
+
+using namespace engine;
+using namespace engine::api;
+using block::Op;
+
+int engine_node_open(engine_t* handle, const engine_option* options, size_t count, engine_node_t** out,
+                     engine_error* error) {
+    return guarded(error, "open", [&] {
+        Instance& engine = *unwrap(handle);
+        block::OptionBag bag;
+        block::Node* node = nullptr;
+        int result = engine.check(error, "open");
+        if (result == 0) result = bag.fill(options, count, error);
+        if (result == 0) result = block::open_node(engine, std::move(bag), &node, error);
+        if (result == 0) *out = wrap(node);
+        return result;
+    });
+}
+
+int engine_node_close(engine_node_t* handle, engine_error* error) {
+    return guarded(error, "close", [&] {
+        block::Node* node = unwrap(handle);
+        int result = node->control->engine->check(error, "close");
+        return result != 0 ? result : block::close_node(node, error);
+    });
+}
+
+engine_node_t* engine_node_find(engine_t* handle, const char* name) {
+    Instance& engine = *unwrap(handle);
+    std::lock_guard guard(engine.control);
+    for (block::Node* node : engine.nodes) {
+        if (node->control->name == name) return wrap(node);
+    }
+    return nullptr;
+}
+
+int engine_node_get_info(engine_node_t* handle, engine_node_info* out) {
+    block::Node& node = *unwrap(handle);
+    engine_node_info info{};
+    info.read_only = node.read_only ? 1 : 0;
+    base::copy_text(info.name, node.control->name.c_str());
+    base::copy_text(info.driver, node.driver->name);
+    base::copy_text(info.filename, node.control->filename.c_str());
+    info.bytes = node.bytes.load_relaxed();
+    info.request_alignment = node.request_alignment;
+    info.memory_alignment = node.memory_alignment;
+    info.max_transfer = node.max_transfer == UINT64_MAX ? 0 : node.max_transfer;
+    info.child_count = static_cast<uint32_t>(node.control->children.size());
+    info.ops = node.native_ops;
+    info.holes = node.holes ? 1 : 0;
+    {
+        base::Guard guard(node.control->edges);
+        info.user_count = static_cast<uint32_t>(node.control->users.size());
+    }
+    return write_out(info, out);
+}
+
+engine_node_t* engine_node_get_child(engine_node_t* handle, uint32_t index, char* role, size_t role_size) {
+    block::NodeControl& control = *unwrap(handle)->control;
+    if (index >= control.children.size()) return nullptr;
+    base::copy_text(role, role_size, control.children[index].role.c_str());
+    return wrap(control.children[index].node);
+}
+
+int engine_node_get_stats(engine_node_t* handle, engine_context_t* context, engine_node_stats* out) {
+    block::NodeControl& control = *unwrap(handle)->control;
+    engine_node_stats stats{};
+    base::Guard guard(control.edges);
+    for (const auto& channel : control.channels) {
+        if (context != nullptr && channel->context != unwrap(context)) continue;
+        stats.channels++;
+        stats.in_flight += channel->in_flight.get();
+        for (unsigned i = 0; i < block::op_count; i++) {
+            stats.op[i].requests += channel->op[i].requests.get();
+            stats.op[i].bytes += channel->op[i].bytes.get();
+            stats.op[i].errors += channel->op[i].errors.get();
+        }
+    }
+    return write_out(stats, out);
+}
+
+int engine_user_create(engine_node_t* handle, const char* name, uint32_t permissions, uint32_t shared,
+                       engine_user_t** out, engine_error* error) {
+    return guarded(error, "attach", [&] {
+        block::Node* node = unwrap(handle);
+        block::User* user = nullptr;
+        int result = node->control->engine->check(error, "attach");
+        if (result == 0) result = block::create_user(node, name == nullptr ? "?" : name, permissions, shared, &user, error);
+        if (result == 0) *out = wrap(user);
+        return result;
+    });
+}
+
+int engine_user_close(engine_user_t* handle, engine_error* error) {
+    return guarded(error, "detach", [&] {
+        int result = unwrap(handle)->node->control->engine->check(error, "detach");
+        return result != 0 ? result : block::close_user(unwrap(handle), error);
+    });
+}
+
+namespace {
+
+// A blocking call's request: it goes to the context as a message, and its completion wakes the caller.
+struct Call : block::Request {
+    block::Port port;
+    aio::Signal done;
+};
+
+int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_error* error) {
+    block::User* user = unwrap(handle);
+    Instance& engine = *user->node->control->engine;
+    int result = engine.check(error, op_name(call->op));
+    if (result != 0) return result;
+    aio::AioContext* context = on == nullptr ? engine.main() : unwrap(on);
+    result = block::open_port(user, context, &call->port, error);
+    if (result != 0) return result;
+    base::clear(error);
+    call->error = error;
+    call->complete = [](block::Request* request) { static_cast<Call*>(request)->done.set(); };
+    call->run = [](aio::Message* message) {
+        auto* self = static_cast<Call*>(message);
+        block::submit(self->port, self);
+    };
+    user->references.fetch_add_acq_rel(1);
+    result = context->send(call);
+    if (result == 0) call->done.wait();
+    user->references.fetch_sub_acq_rel(1);
+    if (result == 0 && call->result >= 0) return call->result;
+    int errnum = static_cast<int>(result != 0 ? -result : -call->result);
+    if (error != nullptr && error->kind == ENGINE_ERROR_NONE) {
+        const char* name = user->node->control->name.c_str();
+        base::fail_os(error, errnum,
+                      {.node = name, .operation = op_name(call->op), .offset = call->offset, .request_id = call->id},
+                      "node %s: %s of %lu bytes at offset %lu failed", name, op_name(call->op), call->length, call->offset);
+    }
+    return -errnum;
+}
+
+}  // namespace
+
+int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t op, const engine_iovec* iov,
+                       uint32_t iov_count, uint64_t offset, uint64_t bytes, uint32_t flags, engine_error* error) {
+    static_assert(sizeof(engine_iovec) == sizeof(iovec));
+    if (op > ENGINE_OP_RESIZE) {
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "op"}, "unknown operation %u", op);
+    }
+    if ((flags & ~uint32_t{ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK}) != 0) {
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "flags"}, "unknown flags 0x%x", flags);
+    }
+    Call call;
+    call.op = static_cast<Op>(op);
+    call.flags = static_cast<uint8_t>(flags);
+    call.offset = offset;
+    call.length = bytes;
+    bool data = call.op == Op::read || call.op == Op::write;
+    if (data) {
+        uint64_t sum = 0;
+        for (uint32_t i = 0; i < iov_count; i++) {
+            if (__builtin_add_overflow(sum, iov[i].length, &sum)) sum = UINT64_MAX;
+        }
+        if (sum != bytes || iov_count > 1024) {
+            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "iov"},
+                              "%u buffers hold %lu bytes, %lu were asked for (at most 1024 buffers)", iov_count, sum, bytes);
+        }
+        call.iov = reinterpret_cast<const iovec*>(iov);
+        call.iov_count = iov_count;
+    }
+    int64_t result = perform(user, context, &call, error);
+    return result < 0 ? result : data ? static_cast<int64_t>(bytes) : 0;
+}
+
+int64_t engine_user_block_status(engine_user_t* user, engine_context_t* context, uint64_t offset, uint64_t bytes,
+                                 engine_extent* extents, uint32_t capacity, engine_error* error) {
+    Call call;
+    call.op = Op::block_status;
+    call.offset = offset;
+    call.length = bytes;
+    call.extents = extents;
+    call.extent_capacity = capacity;
+    return perform(user, context, &call, error);
+}

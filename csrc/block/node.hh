@@ -1,0 +1,172 @@
+// Block nodes, their channels, and drivers.
+//
+// Node: what every context reads on the request path. It and the driver's state lie on pages of their own, and
+//   nothing there is written once the node is open (resize alone stores `bytes`): tests make the pages read-only
+//   under load. What changes is in NodeControl, which the request path never touches.
+// Channel: the pair node x context. Written by its context alone; holds its children's channels in that context.
+#pragma once
+
+#include <engine/block.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "aio/context.hh"
+#include "base/assert.hh"
+#include "base/atomic.hh"
+#include "base/mutex.hh"
+#include "block/options.hh"
+#include "block/request.hh"
+
+namespace engine {
+struct Instance;  // engine_t
+}
+
+namespace engine::block {
+
+class Node;
+class User;
+struct NodeControl;
+
+struct ChildDef {
+    const char* role;  // also the option's key
+    bool required;
+};
+
+// What a driver gets to open itself with. It sets the node's limits and fills its state.
+struct OpenArguments {
+    const Options& options;
+    bool read_only;
+    engine_error* error;
+};
+
+// One driver: a folder, and a line in the registry (block/registry.cc).
+struct Driver {
+    const char* name;
+    const char* layer;  // "protocol", "format", "filter"
+    const char* text;
+    std::span<const OptionDef> options;
+    std::span<const ChildDef> children;
+    size_t state_size;          // of the node's state, zeroed, beside the node
+    size_t channel_state_size;  // of each channel's state, zeroed
+    // Control plane, any foreign thread. Children are open already. May block.
+    int (*open)(Node& node, const OpenArguments& arguments);
+    void (*close)(Node& node);
+    // Home thread of the channel's context. May be null.
+    int (*open_channel)(Channel& channel);
+    void (*close_channel)(Channel& channel);
+    // Home thread. The request has been checked against the node's limits; ends with finish(), not from in here.
+    void (*submit)(Channel& channel, Request* request);
+};
+
+class Node {
+  public:
+    // --- constant while the node is open
+    const Driver* driver = nullptr;
+    NodeControl* control = nullptr;
+    uint32_t request_alignment = 1;  // bytes, a power of two
+    uint32_t memory_alignment = 1;   // bytes, a power of two
+    uint64_t max_transfer = UINT64_MAX;  // bytes a read or write; UINT64_MAX: no limit
+    uint32_t native_ops = 0;         // bit(Op): what the driver does itself
+    uint8_t native_write_flags = 0;  // engine_request_flags that its write, write_zeroes honour
+    bool read_only = false;
+    bool holes = false;              // block_status tells data from holes
+    bool no_flush = false;           // cache.no-flush: a flush does nothing
+    bool ignore_discard = true;      // discard=ignore
+    // --- stored by resize, loaded by every request
+    base::Atomic<uint64_t> bytes{0};
+
+    template <class T>
+    T& state() noexcept {
+        return *static_cast<T*>(static_cast<void*>(reinterpret_cast<std::byte*>(this) + state_offset));
+    }
+    static constexpr size_t state_offset = 256;
+    size_t mapped_bytes = 0;  // of the pages that hold node and state
+};
+static_assert(sizeof(Node) <= Node::state_offset);
+
+struct OpCounters {
+    base::Counter requests, bytes, errors;
+};
+
+class Channel {
+  public:
+    Node* node;
+    aio::AioContext* context;
+    base::Counter in_flight;
+    OpCounters op[op_count];
+    std::vector<Channel*> children;  // in the driver's order of roles
+    std::unique_ptr<std::byte[]> state_memory;
+
+    coro::Executor& executor() noexcept { return *context; }
+
+    template <class T>
+    T& state() noexcept {
+        return *reinterpret_cast<T*>(state_memory.get());
+    }
+};
+
+struct Child {
+    std::string role;
+    Node* node;
+    User* user;  // by which this node holds its permissions on the child
+    bool owned;  // opened with this node, and closed with it
+};
+
+// Everything about a node that the request path does not need.
+struct NodeControl {
+    Instance* engine = nullptr;
+    std::string name;
+    std::string filename;
+    base::Mutex edges;  // rank 1: children, parents, users, channels
+    std::vector<Child> children;
+    std::vector<User*> users ENGINE_GUARDED_BY(edges);
+    std::vector<std::unique_ptr<Channel>> channels ENGINE_GUARDED_BY(edges);
+};
+
+// Who does I/O on a node, with what permissions. Names itself in conflicts.
+class User {
+  public:
+    Node* node;
+    std::string name;
+    uint32_t permissions;
+    uint32_t shared;
+    uint32_t allowed_ops;  // bit(Op), from the permissions
+    base::Atomic<uint32_t> references{0};  // workloads, disks, calls under way
+};
+
+// Where a user's requests enter the graph on one context. Home thread only.
+struct Port {
+    Channel* channel = nullptr;
+    const User* user = nullptr;
+    uint32_t allowed_ops = 0;
+};
+
+// --- the request path, home thread only
+
+// Entry: permission, id, then the generic layer. Completes through request->complete, never inside.
+void submit(const Port& port, Request* request) noexcept;
+// From a parent to its child's channel: the edge holds the permissions.
+void submit_child(Channel& channel, Request* request) noexcept;
+// A driver is done with a request. Not from inside its own submit().
+inline void finish(Request* request, int64_t result) noexcept {
+    Channel& channel = *request->channel;
+    OpCounters& counters = channel.op[static_cast<unsigned>(request->op)];
+    request->result = result;
+    channel.in_flight.subtract(1);
+    counters.requests.increment();
+    if (ENGINE_LIKELY(result >= 0)) {
+        counters.bytes.add(request->length);
+    } else {
+        counters.errors.increment();
+    }
+    request->complete(request);
+}
+// The same from inside submit(): the completion goes through the ready queue.
+void finish_later(Request* request, int64_t result) noexcept;
+// Fails a request later, with the reason in request->error where there is one.
+void fail_later(Request* request, engine_error_kind kind, int errnum, const char* format, ...) noexcept
+    __attribute__((format(printf, 4, 5)));
+
+}  // namespace engine::block

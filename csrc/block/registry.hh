@@ -1,0 +1,12 @@
+// The drivers of this build. A new one is a folder of its own and a line here and in registry.cc.
+#pragma once
+
+#include "block/node.hh"
+
+namespace engine::block {
+
+extern const Driver file_driver;
+extern const Driver null_driver;
+extern const Driver raw_driver;
+
+}  // namespace engine::block

@@ -1,0 +1,163 @@
+// The request layer: what is done once, for every driver. Home thread of the request's context.
+#include "block/request.hh"
+
+#include <cstdarg>
+#include <cstddef>
+#include <cstdio>
+
+#include "base/error.hh"
+#include "block/emulate.hh"
+#include "block/node.hh"
+
+namespace engine::block {
+
+const char* op_name(Op op) noexcept {
+    switch (op) {
+        case Op::read: return "read";
+        case Op::write: return "write";
+        case Op::flush: return "flush";
+        case Op::discard: return "discard";
+        case Op::write_zeroes: return "write-zeroes";
+        case Op::resize: return "resize";
+        case Op::block_status: return "block-status";
+    }
+    return "?";
+}
+
+Request* Request::of(aio::IoOp* op) noexcept {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Winvalid-offsetof"
+    return reinterpret_cast<Request*>(reinterpret_cast<std::byte*>(op) - offsetof(Request, io));
+#pragma GCC diagnostic pop
+}
+
+void finish_later(Request* request, int64_t result) noexcept {
+    request->result = result;
+    request->run = [](aio::Message* message) {
+        auto* self = static_cast<Request*>(message);
+        finish(self, self->result);
+    };
+    request->channel->context->ready(request);
+}
+
+void fail_later(Request* request, engine_error_kind kind, int errnum, const char* format, ...) noexcept {
+    if (request->error != nullptr) {
+        char text[sizeof request->error->message];
+        va_list args;
+        va_start(args, format);
+        vsnprintf(text, sizeof text, format, args);
+        va_end(args);
+        base::fail(request->error, kind, errnum,
+                   {.node = request->channel->node->control->name.c_str(),
+                    .operation = op_name(request->op),
+                    .offset = request->offset,
+                    .request_id = request->id},
+                   "%s", text);
+    }
+    finish_later(request, -errnum);
+}
+
+namespace {
+
+// What needs no second look: in bounds, aligned, and the driver does it itself.
+bool plain(const Node& node, const Request& request) noexcept {
+    uint64_t bytes = node.bytes.load_relaxed();
+    return request.length <= bytes && request.offset <= bytes - request.length &&
+           ((request.offset | request.length) & (node.request_alignment - 1)) == 0 &&
+           (request.flags & ~node.native_write_flags) == 0 && node.memory_alignment == 1 && request.length <= node.max_transfer;
+}
+
+bool memory_aligned(const Node& node, const Request& request) noexcept {
+    uint64_t bits = 0;
+    for (uint32_t i = 0; i < request.iov_count; i++) {
+        bits |= reinterpret_cast<uintptr_t>(request.iov[i].iov_base) | request.iov[i].iov_len;
+    }
+    return (bits & (node.memory_alignment - 1)) == 0;
+}
+
+// Fails the request later and says so, or finds nothing wrong.
+bool refused(const Node& node, Request* request) noexcept {
+    uint64_t bytes = node.bytes.load_relaxed();
+    const char* name = node.control->name.c_str();
+    bool data = request->op == Op::read || request->op == Op::write;
+    if (request->op == Op::flush || request->op == Op::resize) return false;
+    if (request->length > bytes || request->offset > bytes - request->length) {
+        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
+                   "node %s: %s of %lu bytes at offset %lu ends past the end of the disk (%lu bytes)", name,
+                   op_name(request->op), request->length, request->offset, bytes);
+    } else if (request->op != Op::block_status &&
+               ((request->offset | request->length) & (node.request_alignment - 1)) != 0) {
+        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
+                   "node %s: %s of %lu bytes at offset %lu: both must be multiples of %u bytes here (cache.direct=off "
+                   "lifts that)",
+                   name, op_name(request->op), request->length, request->offset, node.request_alignment);
+    } else if (data && node.memory_alignment > 1 && !memory_aligned(node, *request)) {
+        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
+                   "node %s: %s at offset %lu: buffers must be aligned to %u bytes here, address and length "
+                   "(engine.Buffer is; cache.direct=off lifts that)",
+                   name, op_name(request->op), request->offset, node.memory_alignment);
+    } else if (data && request->length > node.max_transfer) {
+        fail_later(request, ENGINE_ERROR_LIMIT, EINVAL, "node %s: %s of %lu bytes: at most %lu at a time", name,
+                   op_name(request->op), request->length, node.max_transfer);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+bool writes(Op op) noexcept {
+    return (bit(op) & (bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes) | bit(Op::resize))) != 0;
+}
+
+[[gnu::noinline]] void submit_slow(Channel& channel, Request* request) noexcept {
+    const Node& node = *channel.node;
+    if (refused(node, request)) return;
+    if (node.read_only && writes(request->op)) {
+        fail_later(request, ENGINE_ERROR_REFUSED, EROFS, "node %s is read-only: %s refused", node.control->name.c_str(),
+                   op_name(request->op));
+        return;
+    }
+    bool nothing = (request->op == Op::flush && node.no_flush) || (request->op == Op::discard && node.ignore_discard) ||
+                   (request->length == 0 && request->op != Op::flush && request->op != Op::resize);
+    if (nothing) {
+        finish_later(request, 0);
+    } else if (needs_emulation(node, *request)) {
+        emulate(channel, request);
+    } else if ((node.native_ops & bit(request->op)) != 0) {
+        node.driver->submit(channel, request);
+    } else if (request->op == Op::discard) {
+        finish_later(request, 0);  // advice that this driver has no use for
+    } else {
+        fail_later(request, ENGINE_ERROR_UNSUPPORTED, ENOTSUP, "node %s: driver %s cannot %s",
+                   node.control->name.c_str(), node.driver->name, op_name(request->op));
+    }
+}
+
+}  // namespace
+
+void submit_child(Channel& channel, Request* request) noexcept {
+    ENGINE_ASSERT(channel.context->on_home());
+    request->channel = &channel;
+    channel.in_flight.add(1);
+    const Node& node = *channel.node;
+    bool data = request->op == Op::read || (request->op == Op::write && !node.read_only);
+    if (ENGINE_LIKELY(data && request->length != 0 && plain(node, *request))) {
+        node.driver->submit(channel, request);
+    } else {
+        submit_slow(channel, request);
+    }
+}
+
+void submit(const Port& port, Request* request) noexcept {
+    request->id = port.channel->context->next_request_id();
+    if (ENGINE_UNLIKELY((port.allowed_ops & bit(request->op)) == 0)) {
+        request->channel = port.channel;
+        port.channel->in_flight.add(1);
+        fail_later(request, ENGINE_ERROR_REFUSED, EPERM, "user %s holds no permission to %s on node %s",
+                   port.user->name.c_str(), op_name(request->op), port.channel->node->control->name.c_str());
+        return;
+    }
+    submit_child(*port.channel, request);
+}
+
+}  // namespace engine::block

@@ -1,0 +1,62 @@
+// A request: intrusive, owned by whoever submits it, untouched by it until `complete` is called. It lives on one
+// context from submission to completion. Submitting never allocates.
+#pragma once
+
+#include <engine/block.h>
+#include <sys/uio.h>
+
+#include "aio/backend.hh"
+#include "aio/inbox.hh"
+
+namespace engine::block {
+
+class Channel;
+struct Trace;  // what a traced request leaves behind; no request is traced yet, so the pointer is always null
+
+enum class Op : uint8_t {
+    read = ENGINE_OP_READ,
+    write = ENGINE_OP_WRITE,
+    flush = ENGINE_OP_FLUSH,
+    discard = ENGINE_OP_DISCARD,
+    write_zeroes = ENGINE_OP_WRITE_ZEROES,
+    resize = ENGINE_OP_RESIZE,
+    block_status = ENGINE_OP_BLOCK_STATUS,
+};
+constexpr unsigned op_count = ENGINE_OP_COUNT;
+const char* op_name(Op op) noexcept;
+constexpr uint32_t bit(Op op) noexcept { return 1u << static_cast<unsigned>(op); }
+
+// Where a driver of this request keeps what it needs: the first line is hot, the rest for real I/O.
+struct Request : aio::Message {
+    // --- set by the submitter
+    void (*complete)(Request*) = nullptr;  // on the home thread, exactly once, never inside submit()
+    uint64_t offset = 0;                   // bytes
+    uint64_t length = 0;                   // bytes, all parts of iov together for reads and writes
+    const iovec* iov = nullptr;
+    uint32_t iov_count = 0;
+    Op op = Op::read;
+    uint8_t flags = 0;  // engine_request_flags
+    // --- set on the way
+    Channel* channel = nullptr;  // the one that it was submitted to
+    uint64_t id = 0;
+    Trace* trace = nullptr;
+    int64_t result = 0;  // 0, or block_status: extents filled; -errno
+    engine_error* error = nullptr;  // optional: filled by the layer that fails it
+    // --- block_status: where the answer goes
+    engine_extent* extents = nullptr;
+    uint32_t extent_capacity = 0;
+    // --- of the driver that has it now
+    uint64_t scratch[2] = {};
+    aio::IoOp io;
+    iovec single{};  // a place for a one-part vector, so that callers need none of their own
+
+    void set_buffer(void* base, size_t bytes) noexcept {
+        single = {base, bytes};
+        iov = &single;
+        iov_count = 1;
+    }
+    // The request that holds an IoOp.
+    static Request* of(aio::IoOp* op) noexcept;
+};
+
+}  // namespace engine::block

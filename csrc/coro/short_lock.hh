@@ -1,0 +1,29 @@
+// Holds a short mutex and has the executor count it, so that suspending with one held aborts. Home thread
+// only.
+#pragma once
+
+#include "base/mutex.hh"
+#include "coro/executor.hh"
+
+namespace engine::coro {
+
+class ENGINE_SCOPED_CAPABILITY ShortLock {
+  public:
+    ShortLock(Executor& executor, base::Mutex& mutex) noexcept ENGINE_ACQUIRE(mutex)
+        : executor_(executor), mutex_(mutex) {
+        mutex_.lock();
+        executor_.short_lock_taken();
+    }
+    ~ShortLock() ENGINE_RELEASE() {
+        executor_.short_lock_released();
+        mutex_.unlock();
+    }
+    ShortLock(const ShortLock&) = delete;
+    ShortLock& operator=(const ShortLock&) = delete;
+
+  private:
+    Executor& executor_;
+    base::Mutex& mutex_;
+};
+
+}  // namespace engine::coro

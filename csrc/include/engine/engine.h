@@ -1,0 +1,11 @@
+/* The whole C interface of the engine. */
+#ifndef ENGINE_ENGINE_H
+#define ENGINE_ENGINE_H
+
+#include <engine/aio.h>
+#include <engine/base.h>
+#include <engine/block.h>
+#include <engine/queue.h>
+#include <engine/workload.h>
+
+#endif

@@ -1,0 +1,37 @@
+// The file driver's entry in the driver table.
+#include "protocols/file.hh"
+
+#include "block/registry.hh"
+
+namespace engine::block {
+
+namespace {
+
+const OptionDef options[] = {
+    {"filename", OptionType::string, nullptr, nullptr,
+     "path of a regular file or block device; a plain name, in which nothing has a special meaning", true},
+    {"locking", OptionType::enumeration, "auto", "auto|on|off",
+     "lock the file against other processes as QEMU does: auto where the system can, on or fail, off"},
+    {"cache.direct", OptionType::boolean, "off", nullptr,
+     "bypass the page cache (O_DIRECT): requests and buffers must be aligned; a size that is not a multiple of the "
+     "alignment is rounded up, the rest reads as zeroes, and a write there makes the file that long"},
+};
+
+}  // namespace
+
+const Driver file_driver{
+    .name = "file",
+    .layer = "protocol",
+    .text = "a regular file or a block device",
+    .options = options,
+    .children = {},
+    .state_size = sizeof(FileState),
+    .channel_state_size = 0,
+    .open = file_open,
+    .close = file_close,
+    .open_channel = nullptr,
+    .close_channel = nullptr,
+    .submit = file_submit,
+};
+
+}  // namespace engine::block

@@ -1,0 +1,297 @@
+// virtio-blk: what chains mean (VIRTIO 1.2, section 5.2.6). Home thread of the queue's context.
+#include "virtio/blk.hh"
+
+#include <cstring>
+
+#include "base/error.hh"
+
+namespace engine::virtio {
+
+using block::Op;
+
+struct BlkQueue::Slot {
+    block::Request request;  // first: completed() casts back
+    BlkQueue* queue;
+    Slot* next_free;
+    uint8_t* status;
+    uint32_t writable_bytes;
+    Chain chain;
+};
+
+bool BlkQueue::poll() {
+    if (!running_) return false;
+    if (unpublished_) publish();
+    bool progress = false;
+    while (free_ != nullptr && running_) {
+        Slot* slot = free_;
+        if (!ring_.pop(slot->chain)) {
+            if (ring_.broken() && !broken_) break_queue(ring_.error().message, 0);
+            break;
+        }
+        free_ = slot->next_free;
+        progress = true;
+        handle(slot);
+    }
+    polls_.increment();
+    if (progress) batches_.increment();
+    if (unpublished_) publish();
+    return progress;
+}
+
+bool BlkQueue::prepare_sleep() {
+    if (!running_) return false;
+    if (disk_.config().polled != 0) return true;
+    return !ring_.enable_notifications();
+}
+
+void BlkQueue::handle(Slot* slot) noexcept {
+    in_flight_++;
+    requests_.increment();
+    Chain& chain = slot->chain;
+    BlkHeader header;
+    bool whole = chain.read_front(&header, sizeof header);
+    slot->writable_bytes = static_cast<uint32_t>(chain.writable_bytes);
+    slot->status = chain.take_back_byte();
+    if (slot->status == nullptr) {
+        // Nowhere to say what is wrong: the driver cannot be talked to (section 5.2.6.1).
+        complete(slot, blk_ioerr);
+        break_queue("the chain has no writable byte for the status", chain.head);
+        return;
+    }
+    if (!whole) {
+        complete(slot, blk_ioerr);
+        return;
+    }
+    switch (little_endian(header.type)) {
+        case blk_in:
+        case blk_out:
+            transfer(slot, header);
+            break;
+        case blk_flush:
+            slot->request.op = Op::flush;
+            slot->request.offset = slot->request.length = 0;
+            slot->request.flags = 0;
+            submit(slot);
+            break;
+        case blk_discard:
+        case blk_write_zeroes:
+            range(slot, header);
+            break;
+        case blk_get_id:
+            get_id(slot);
+            break;
+        default:
+            complete(slot, blk_unsupported);
+            break;
+    }
+}
+
+void BlkQueue::transfer(Slot* slot, const BlkHeader& header) noexcept {
+    Chain& chain = slot->chain;
+    block::Request& request = slot->request;
+    bool in = little_endian(header.type) == blk_in;
+    std::span<const iovec> data = in ? chain.writable() : chain.readable();
+    uint64_t bytes = in ? chain.writable_bytes : chain.readable_bytes;
+    uint64_t offset;
+    if (__builtin_mul_overflow(little_endian(header.sector), sector_bytes, &offset) ||
+        bytes % sector_bytes != 0 || (!in && disk_.config().read_only != 0)) {
+        complete(slot, blk_ioerr);
+        return;
+    }
+    request.op = in ? Op::read : Op::write;
+    request.flags = !in && disk_.config().write_cache == 0 ? ENGINE_FUA : 0;
+    request.offset = offset;
+    request.length = bytes;
+    request.iov = data.data();
+    request.iov_count = static_cast<uint32_t>(data.size());
+    submit(slot);
+}
+
+// One range a request: that is what max_discard_seg and max_write_zeroes_seg say.
+void BlkQueue::range(Slot* slot, const BlkHeader& header) noexcept {
+    Chain& chain = slot->chain;
+    block::Request& request = slot->request;
+    bool discard = little_endian(header.type) == blk_discard;
+    BlkRange range;
+    if (disk_.config().read_only != 0 || !chain.read_front(&range, sizeof range)) {
+        complete(slot, blk_ioerr);
+        return;
+    }
+    uint32_t flags = little_endian(range.flags);
+    // Section 5.2.6.2: unknown flags, and unmap on a discard, are unsupported; so is a second range.
+    if ((flags & ~blk_range_unmap) != 0 || (discard && flags != 0) || chain.readable_bytes != 0) {
+        complete(slot, blk_unsupported);
+        return;
+    }
+    if (__builtin_mul_overflow(little_endian(range.sector), sector_bytes, &request.offset)) {
+        complete(slot, blk_ioerr);
+        return;
+    }
+    request.op = discard ? Op::discard : Op::write_zeroes;
+    request.length = uint64_t{little_endian(range.sectors)} * sector_bytes;
+    request.flags = static_cast<uint8_t>((flags & blk_range_unmap) != 0 ? ENGINE_MAY_UNMAP : 0);
+    if (!discard && disk_.config().write_cache == 0) request.flags |= ENGINE_FUA;
+    submit(slot);
+}
+
+void BlkQueue::get_id(Slot* slot) noexcept {
+    char id[blk_id_bytes] = {};
+    const std::string& serial = disk_.serial();
+    memcpy(id, serial.data(), serial.size() < sizeof id ? serial.size() : sizeof id);
+    if (slot->chain.writable_bytes < sizeof id) {
+        complete(slot, blk_ioerr);
+        return;
+    }
+    size_t done = 0;
+    for (const iovec& part : slot->chain.writable()) {
+        size_t n = part.iov_len < sizeof id - done ? part.iov_len : sizeof id - done;
+        memcpy(part.iov_base, id + done, n);
+        done += n;
+    }
+    complete(slot, blk_ok);
+}
+
+void BlkQueue::submit(Slot* slot) noexcept {
+    block::submit(port_, &slot->request);
+}
+
+void BlkQueue::completed(block::Request* request) noexcept {
+    Slot* slot = reinterpret_cast<Slot*>(request);
+    block::OpCounters& counters = slot->queue->op_[static_cast<unsigned>(request->op)];
+    counters.requests.increment();
+    if (ENGINE_LIKELY(request->result >= 0)) {
+        counters.bytes.add(request->length);
+        slot->queue->complete(slot, blk_ok);
+    } else {
+        counters.errors.increment();
+        slot->queue->complete(slot, request->result == -ENOTSUP ? blk_unsupported : blk_ioerr);
+    }
+}
+
+void BlkQueue::complete(Slot* slot, BlkStatus status) noexcept {
+    if (slot->status != nullptr) SharedAccess::store(slot->status, static_cast<uint8_t>(status));
+    ring_.push(slot->chain.head, slot->writable_bytes);
+    slot->next_free = free_;
+    free_ = slot;
+    in_flight_--;
+    done_.increment();
+    unpublished_ = true;
+    if (!running_) settle_stop();
+}
+
+void BlkQueue::publish() noexcept {
+    unpublished_ = false;
+    if (!ring_.publish()) return;
+    calls_.increment();
+    call_.notify(call_.opaque);
+}
+
+void BlkQueue::break_queue(const char* reason, uint64_t head) noexcept {
+    if (broken_) return;
+    broken_ = true;
+    base::fail(&error_, ENGINE_ERROR_CORRUPT, EINVAL,
+               {.node = disk_.node().control->name.c_str(), .operation = "virtqueue", .offset = head},
+               "queue %u of user '%s': %s; the queue is stopped until its driver is attached anew", index_,
+               disk_.user()->name.c_str(), reason);
+    broken_flag_.set(1);
+    publish();
+    running_ = false;
+    unlink();
+    if (call_.notify != nullptr) call_.notify(call_.opaque);  // so that the driver looks and finds out
+}
+
+void BlkQueue::settle_stop() noexcept {
+    if (in_flight_ != 0 || stopped_ == nullptr) return;
+    publish();
+    ring_.stop();
+    aio::Signal* stopped = stopped_;
+    stopped_ = nullptr;
+    stopped->set();
+}
+
+BlkQueue::BlkQueue(Disk& disk, aio::AioContext& context, unsigned index)
+    : disk_(disk), context_(context), index_(index) {}
+
+BlkQueue::~BlkQueue() {
+    ENGINE_CHECK(in_flight_ == 0 && !linked());
+}
+
+int BlkQueue::open(engine_error* error) {
+    int result = block::open_port(disk_.user(), &context_, &port_, error);
+    if (result != 0) return result;
+    kick_ = new aio::BottomHalf(
+        context_, [](void* opaque) { static_cast<BlkQueue*>(opaque)->kicks_.increment(); }, this);
+    // Allocated on the home thread, so that it lies near; the turn that runs a kick polls the queue anyway.
+    return context_.call_and_wait([this] {
+        for (uint32_t i = 0; i < disk_.config().queue_size; i++) {
+            auto slot = std::make_unique<Slot>();
+            slot->queue = this;
+            slot->request.complete = completed;
+            slot->next_free = free_;
+            free_ = slot.get();
+            slots_.push_back(std::move(slot));
+        }
+    });
+}
+
+int BlkQueue::start(MemoryTableRef memory, const RingConfig& config, CallNotifier call, engine_error* error) {
+    if (attached_.exchange_acq_rel(1) != 0) {
+        return base::fail(
+            error, ENGINE_ERROR_CONFLICT, EBUSY,
+            {.node = disk_.node().control->name.c_str(), .operation = "attach driver"},
+            "queue %u of user '%s' is driven by another workload or call: wait for it or use another queue",
+            index_, disk_.user()->name.c_str());
+    }
+    int configured = 0;
+    int result = context_.call_and_wait([&] {
+        configured = ring_.configure(std::move(memory), config, error);
+        if (configured != 0) return;
+        call_ = call;
+        broken_ = false;
+        broken_flag_.set(0);
+        running_ = true;
+        ring_.disable_notifications();
+        context_.add_poller(this);
+    });
+    if (result == 0) result = configured;
+    if (result != 0) attached_.store_release(0);
+    return result;
+}
+
+void BlkQueue::stop() noexcept {
+    aio::Signal stopped;
+    int result = context_.call_and_wait([&] {
+        running_ = false;
+        unlink();
+        stopped_ = &stopped;
+        settle_stop();
+    });
+    if (result == 0) stopped.wait();
+    attached_.store_release(0);
+}
+
+void BlkQueue::close() noexcept {
+    if (kick_ != nullptr) aio::BottomHalf::destroy(kick_);
+    kick_ = nullptr;
+    // The kick's last message has run when this returns; nobody can send another.
+    context_.call_and_wait([this] { slots_.clear(); });
+}
+
+void BlkQueue::read_stats(engine_queue_stats* out) {
+    out->requests = requests_.get();
+    out->completed = done_.get();
+    out->kicks = kicks_.get();
+    out->calls = calls_.get();
+    out->polls = polls_.get();
+    out->batches = batches_.get();
+    out->in_flight = out->requests - out->completed;
+    for (unsigned i = 0; i < block::op_count; i++) {
+        out->op[i].requests = op_[i].requests.get();
+        out->op[i].bytes = op_[i].bytes.get();
+        out->op[i].errors = op_[i].errors.get();
+    }
+    out->broken = static_cast<uint32_t>(broken_flag_.get());
+    if (out->broken != 0) context_.call_and_wait([&] { out->error = error_; });
+}
+
+}  // namespace engine::virtio

@@ -1,0 +1,141 @@
+// virtio-blk (VIRTIO 1.2, section 5.2): the device side. A disk has queues; each is served by one context, on
+// whose thread all of it runs but for what says "any thread". How chains travel is the ring's business
+// (device_ring.hh); what they mean is decided here.
+#pragma once
+
+#include <engine/queue.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "aio/bottom_half.hh"
+#include "block/graph.hh"
+#include "virtio/device_ring.hh"
+
+namespace engine::virtio {
+
+// Request types and status (sections 5.2.6, 5.2.6.1).
+enum BlkType : uint32_t {
+    blk_in = 0,
+    blk_out = 1,
+    blk_flush = 4,
+    blk_get_id = 8,
+    blk_discard = 11,
+    blk_write_zeroes = 13,
+};
+enum BlkStatus : uint8_t { blk_ok = 0, blk_ioerr = 1, blk_unsupported = 2 };
+
+struct BlkHeader {
+    uint32_t type;
+    uint32_t reserved;
+    uint64_t sector;  // 512 bytes
+};
+struct BlkRange {  // of discard and write zeroes
+    uint64_t sector;
+    uint32_t sectors;
+    uint32_t flags;  // bit 0: unmap
+};
+inline constexpr uint32_t blk_range_unmap = 1;
+inline constexpr unsigned blk_id_bytes = 20;
+inline constexpr uint64_t sector_bytes = 512;
+
+class Disk;
+
+// How the device tells the driver that chains were used. Called on the queue's home thread; must not block.
+struct CallNotifier {
+    void (*notify)(void* opaque) = nullptr;
+    void* opaque = nullptr;
+};
+
+class BlkQueue final : private aio::Poller {
+  public:
+    BlkQueue(Disk& disk, aio::AioContext& context, unsigned index);
+    ~BlkQueue();
+
+    // Control plane, any foreign thread.
+    int open(engine_error* error);
+    // One driver at a time: -EBUSY while another is attached.
+    int start(MemoryTableRef memory, const RingConfig& config, CallNotifier call, engine_error* error);
+    // Takes no more chains, waits for those in flight, lets go of the memory.
+    void stop() noexcept;
+    void close() noexcept;
+
+    // Any thread: the driver has published chains and the device asked to be told.
+    void kick() noexcept { kick_->schedule(); }
+
+    Disk& disk() noexcept { return disk_; }
+    aio::AioContext& context() noexcept { return context_; }
+    void read_stats(engine_queue_stats* out);
+
+  private:
+    struct Slot;
+
+    bool poll() override;
+    bool has_work() override { return running_ && (unpublished_ || ring_.has_work()); }
+    bool prepare_sleep() override;
+    void end_sleep() override { ring_.disable_notifications(); }
+
+    void handle(Slot* slot) noexcept;
+    void transfer(Slot* slot, const BlkHeader& header) noexcept;
+    void range(Slot* slot, const BlkHeader& header) noexcept;
+    void get_id(Slot* slot) noexcept;
+    void submit(Slot* slot) noexcept;
+    void complete(Slot* slot, BlkStatus status) noexcept;
+    void break_queue(const char* reason, uint64_t head) noexcept;
+    void publish() noexcept;
+    void settle_stop() noexcept;
+    static void completed(block::Request* request) noexcept;
+
+    Disk& disk_;
+    aio::AioContext& context_;
+    unsigned index_;
+    block::Port port_;
+    aio::BottomHalf* kick_ = nullptr;
+    base::Atomic<uint32_t> attached_{0};  // a driver has it
+    // --- home thread
+    DeviceRing ring_;
+    CallNotifier call_;
+    bool running_ = false;
+    bool unpublished_ = false;
+    bool broken_ = false;
+    uint32_t in_flight_ = 0;
+    Slot* free_ = nullptr;
+    std::vector<std::unique_ptr<Slot>> slots_;
+    aio::Signal* stopped_ = nullptr;
+    engine_error error_{};  // of a broken queue; read by others once `broken` says so
+    // --- statistics, written on the home thread
+    base::Counter requests_, done_, kicks_, calls_, polls_, batches_, broken_flag_;
+    block::OpCounters op_[block::op_count];
+};
+
+class Disk {
+  public:
+    // Control plane, any foreign thread.
+    static int create(block::Node* node, const engine_disk_config& config, std::unique_ptr<Disk>* out,
+                      engine_error* error);
+    // -EBUSY while a driver is attached to one of its queues.
+    static int close(std::unique_ptr<Disk>* disk, engine_error* error);
+    ~Disk();
+
+    block::User* user() noexcept { return user_; }
+    block::Node& node() noexcept { return *user_->node; }
+    const engine_disk_config& config() const noexcept { return config_; }
+    uint64_t features() const noexcept {
+        return (config_.event_index != 0 ? feature_event_idx : 0) |
+               (config_.indirect != 0 ? feature_indirect_desc : 0);
+    }
+    const std::string& serial() const noexcept { return serial_; }
+    BlkQueue* queue(uint32_t index) noexcept {
+        return index < queues_.size() ? queues_[index].get() : nullptr;
+    }
+
+  private:
+    Disk() = default;
+    block::User* user_ = nullptr;
+    engine_disk_config config_{};
+    std::string serial_;
+    std::vector<std::unique_ptr<BlkQueue>> queues_;
+};
+
+}  // namespace engine::virtio

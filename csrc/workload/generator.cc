@@ -1,0 +1,283 @@
+// The load generator's core. Home thread of its context, but for the control plane at the end.
+#include "workload/generator.hh"
+
+#include <cstring>
+
+#include "base/clock.hh"
+#include "base/error.hh"
+
+namespace engine::workload {
+
+namespace {
+
+uint64_t mix(uint64_t x) {  // splitmix64's finaliser
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+}  // namespace
+
+Generator::Generator(Instance& engine, const engine_workload_config& config, aio::AioContext& context)
+    : engine_(engine), config_(config), context_(context), random_(mix(config.seed + 1)) {
+    latency_ = (config.flags & ENGINE_WORKLOAD_NO_LATENCY) == 0;
+    verify_ = (config.flags & ENGINE_WORKLOAD_VERIFY) != 0;
+    open_loop_ = config.rate_iops != 0;
+    end_timer_.generator = due_timer_.generator = this;
+    end_timer_.fire = [](aio::Timer* timer) {
+        Generator* self = static_cast<Clock*>(timer)->generator;
+        self->stopping_ = true;
+        self->finish_if_idle();
+    };
+    over_message_.generator = this;
+    over_message_.run = [](aio::Message* message) {
+        Generator* self = static_cast<Over*>(message)->generator;
+        self->state_.store_release(2);
+        self->over_.set();
+    };
+    due_timer_.fire = [](aio::Timer* timer) { static_cast<Clock*>(timer)->generator->refill(); };
+}
+
+// --- what next
+
+void Generator::choose(Ticket& ticket) noexcept {
+    if (config_.flush_every != 0 && writes_since_flush_ >= config_.flush_every) {
+        writes_since_flush_ = 0;
+        ticket.kind = Kind::flush;
+        ticket.offset = 0;
+        return;
+    }
+    uint64_t block;
+    if (config_.pattern == ENGINE_RANDOM) {
+        block = random_.below(blocks_);
+    } else {
+        block = next_block_;
+        next_block_ = block + 1 == blocks_ ? 0 : block + 1;
+    }
+    bool read = config_.read_percent >= 100 || (config_.read_percent != 0 && random_.below(100) < config_.read_percent);
+    ticket.kind = read ? Kind::read : Kind::write;
+    ticket.offset = (first_block_ + block) * config_.block_size;
+    if (ENGINE_UNLIKELY(verify_)) {
+        ticket.check = read && was_written(ticket.offset);
+        if (!read) fill(ticket);
+    }
+    if (!read) writes_since_flush_++;
+}
+
+void Generator::issue_next(uint64_t start_ns) noexcept {
+    Ticket& ticket = *free_.back();
+    free_.pop_back();
+    choose(ticket);
+    ticket.start_ns = start_ns;
+    in_flight_++;
+    left_--;
+    unsigned bucket = 31 - static_cast<unsigned>(__builtin_clz(in_flight_));
+    depth_[bucket < 7 ? bucket : 7].increment();
+    issue(ticket);
+}
+
+// The k-th request's intended start.
+uint64_t Generator::start_of_due(uint64_t number) const noexcept {
+    return started_ns_.get() +
+           static_cast<uint64_t>(static_cast<unsigned __int128>(number) * 1000000000u / config_.rate_iops);
+}
+
+void Generator::refill_open_loop() noexcept {
+    uint64_t now_ns = base::now_ns();
+    while (left_ != 0 && !stopping_) {
+        uint64_t start_ns = start_of_due(due_);
+        if (start_ns > now_ns) {
+            context_.timers().arm(&due_timer_, start_ns);
+            break;
+        }
+        if (free_.empty()) return;  // the next completion comes here again; its latency counts from start_ns
+        if (now_ns - start_ns > 1000 && free_.size() == 1) late_.increment();
+        due_++;
+        issue_next(start_ns);
+    }
+}
+
+void Generator::refill() noexcept {
+    if (!running_) return;
+    if (open_loop_) {
+        refill_open_loop();
+    } else {
+        while (!free_.empty() && left_ != 0 && !stopping_) issue_next(latency_ ? base::now_ns() : 0);
+    }
+    issued();
+}
+
+void Generator::completed(Ticket& ticket, int result) noexcept {
+    in_flight_--;
+    free_.push_back(&ticket);
+    if (ENGINE_UNLIKELY(result < 0)) {
+        if (errors_.get() == 0) {
+            error_errnum_.set(static_cast<uint64_t>(-result));
+            error_offset_.set(ticket.offset);
+        }
+        errors_.increment();
+        if (result != -EIO) stopping_ = true;  // what fails for good, such as a missing permission, fails always
+    } else if (ENGINE_LIKELY(ticket.kind != Kind::flush)) {
+        unsigned way = ticket.kind == Kind::read ? 0 : 1;
+        if (latency_) {
+            uint64_t now_ns = base::now_ns();
+            latency_ns_[way].record(now_ns > ticket.start_ns ? now_ns - ticket.start_ns : 0);
+        }
+        requests_[way].increment();
+        bytes_[way].add(config_.block_size);
+        if (ENGINE_UNLIKELY(verify_)) {
+            if (ticket.kind == Kind::write) mark_written(ticket.offset);
+            if (ticket.check && !matches(ticket)) verify_errors_.increment();
+        }
+    } else {
+        flushes_.increment();
+    }
+    if (ENGINE_UNLIKELY(left_ == 0 || stopping_)) finish_if_idle();
+}
+
+void Generator::finish_if_idle() noexcept {
+    if (in_flight_ != 0 || ended_ || !running_) return;
+    ended_ = true;
+    running_ = false;
+    context_.timers().cancel(&end_timer_);
+    context_.timers().cancel(&due_timer_);
+    end();
+    ended_ns_.set(base::now_ns());
+    context_.ready(&over_message_);
+}
+
+// --- verify: a block's content follows from its place and the seed, so that it does not matter who wrote it last
+
+void Generator::fill(const Ticket& ticket) noexcept {
+    auto* words = reinterpret_cast<uint64_t*>(buffer(ticket));
+    for (uint64_t i = 0; i < config_.block_size / 8; i++) words[i] = mix(config_.seed ^ (ticket.offset + i * 8));
+}
+
+bool Generator::matches(const Ticket& ticket) noexcept {
+    auto* words = reinterpret_cast<const uint64_t*>(buffer(ticket));
+    for (uint64_t i = 0; i < config_.block_size / 8; i++) {
+        if (words[i] == mix(config_.seed ^ (ticket.offset + i * 8))) continue;
+        if (verify_errors_.get() == 0) error_offset_.set(ticket.offset + i * 8);
+        return false;
+    }
+    return true;
+}
+
+void Generator::mark_written(uint64_t offset) noexcept {
+    uint64_t block = offset / config_.block_size - first_block_;
+    written_[block / 64] |= uint64_t{1} << (block % 64);
+}
+
+bool Generator::was_written(uint64_t offset) const noexcept {
+    uint64_t block = offset / config_.block_size - first_block_;
+    return (written_[block / 64] >> (block % 64) & 1) != 0;
+}
+
+// --- control plane
+
+int Generator::prepare(engine_error* error) {
+    uint64_t bytes = node().bytes.load_relaxed();
+    base::Where where{.node = node().control->name.c_str(), .operation = "workload"};
+    uint64_t length = config_.length == 0 && config_.offset <= bytes ? bytes - config_.offset : config_.length;
+    if (config_.offset > bytes || length > bytes - config_.offset || length < config_.block_size ||
+        config_.offset % config_.block_size != 0) {
+        where.field = "length";
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
+                          "a workload of blocks of %u bytes at offset %lu, length %lu does not fit node %s of %lu bytes "
+                          "(offset in multiples of the block size)",
+                          config_.block_size, config_.offset, length, where.node, bytes);
+    }
+    first_block_ = config_.offset / config_.block_size;
+    blocks_ = length / config_.block_size;
+    left_ = config_.count == 0 ? UINT64_MAX : config_.count;
+    tickets_.resize(config_.iodepth);
+    free_.reserve(config_.iodepth);
+    for (uint32_t i = config_.iodepth; i-- > 0;) {
+        tickets_[i] = {};
+        tickets_[i].index = i;
+        free_.push_back(&tickets_[i]);
+    }
+    if (verify_) written_.assign((blocks_ + 63) / 64, 0);
+    return 0;
+}
+
+void Generator::begin_running() noexcept {
+    running_ = true;
+    begin();
+    uint64_t now_ns = base::now_ns();
+    started_ns_.set(now_ns);
+    if (config_.runtime_ns != 0) context_.timers().arm(&end_timer_, now_ns + config_.runtime_ns);
+    refill();
+}
+
+int Generator::create(Instance& engine, const engine_workload_config& config, std::unique_ptr<Generator>* out,
+                      engine_error* error) {
+    auto* chosen = reinterpret_cast<aio::AioContext*>(config.context);
+    aio::AioContext& context = chosen != nullptr ? *chosen : *engine.main();
+    auto made = config.queue != nullptr ? make_queue_generator(engine, config, context)
+                                        : make_node_generator(engine, config, context);
+    int result = made->prepare(error);
+    if (result == 0) result = made->attach(error);
+    if (result != 0) return result;
+    made->attached_ = true;
+    context.users.fetch_add_acq_rel(1);
+    *out = std::move(made);
+    return 0;
+}
+
+int Generator::start(engine_error* error) {
+    uint32_t fresh = 0;
+    while (!state_.compare_exchange_acq_rel(fresh, 1)) {
+        if (fresh == 0) continue;
+        return base::fail(error, ENGINE_ERROR_INVALID, EALREADY, {.operation = "start workload"},
+                          "a workload runs once: make another");
+    }
+    return context_.call_and_wait([this] { begin_running(); });
+}
+
+void Generator::stop() noexcept {
+    if (state_.load_acquire() != 1) return;
+    context_.call_and_wait([this] {
+        stopping_ = true;
+        finish_if_idle();
+    });
+}
+
+int Generator::wait(uint64_t timeout_ns) noexcept {
+    if (aio::AioContext::current() != nullptr) return -EDEADLK;
+    if (state_.load_acquire() == 0) return -EINVAL;
+    return over_.wait_for(timeout_ns) ? 0 : -ETIMEDOUT;
+}
+
+void Generator::close() noexcept {
+    if (!attached_) return;
+    stop();
+    if (state_.load_acquire() != 0) over_.wait();
+    detach();
+    attached_ = false;
+    context_.users.fetch_sub_acq_rel(1);
+}
+
+Generator::~Generator() { ENGINE_CHECK(!attached_); }
+
+void Generator::read_result(engine_workload_result* out) const noexcept {
+    out->running = state_.load_acquire() == 1 ? 1 : 0;
+    out->error_errnum = static_cast<int32_t>(error_errnum_.get());
+    out->open_loop = open_loop_ ? 1 : 0;
+    out->error_offset = error_offset_.get();
+    out->errors = errors_.get();
+    out->verify_errors = verify_errors_.get();
+    out->flushes = flushes_.get();
+    out->started_ns = started_ns_.get();
+    out->ended_ns = out->running != 0 ? base::now_ns() : ended_ns_.get();
+    out->late = late_.get();
+    for (unsigned i = 0; i < 8; i++) out->depth[i] = depth_[i].get();
+    for (unsigned way = 0; way < 2; way++) {
+        out->requests[way] = requests_[way].get();
+        out->bytes[way] = bytes_[way].get();
+        base::Histogram::reset(&out->latency_ns[way]);
+        latency_ns_[way].add_to(&out->latency_ns[way]);
+    }
+}
+
+}  // namespace engine::workload

@@ -1,0 +1,139 @@
+// The load generator's core: what to do next, and how long it took. It runs on its context's thread alone; the
+// counters may be read from anywhere. How a request travels is the business of its two kinds: over a node, or
+// through a virtqueue.
+#pragma once
+
+#include <engine/workload.h>
+
+#include <memory>
+#include <vector>
+
+#include "aio/context.hh"
+#include "base/histogram.hh"
+#include "block/graph.hh"
+
+namespace engine::workload {
+
+// wyrand: fast, and good enough to choose offsets; seeded, so that a run can be repeated.
+class Random {
+  public:
+    explicit Random(uint64_t seed) noexcept : state_(seed) {}
+    uint64_t next() noexcept {
+        state_ += 0xa0761d6478bd642full;
+        unsigned __int128 product = static_cast<unsigned __int128>(state_) * (state_ ^ 0xe7037ed1a0b428dbull);
+        return static_cast<uint64_t>(product >> 64) ^ static_cast<uint64_t>(product);
+    }
+    uint64_t below(uint64_t bound) noexcept {
+        return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
+    }
+
+  private:
+    uint64_t state_;
+};
+
+enum class Kind : uint8_t { read, write, flush };
+
+// One place for a request in flight.
+struct Ticket {
+    uint64_t start_ns;
+    uint64_t offset;
+    uint32_t index;
+    Kind kind;
+    bool check;  // a read of a block that this workload had written before
+};
+
+class Generator {
+  public:
+    // Control plane. The target is attached by the kind's own factory.
+    static int create(Instance& engine, const engine_workload_config& config, std::unique_ptr<Generator>* out,
+                      engine_error* error);
+    virtual ~Generator();
+
+    int start(engine_error* error);
+    void stop() noexcept;
+    // 0, -ETIMEDOUT, or -EDEADLK on a context's thread.
+    int wait(uint64_t timeout_ns) noexcept;
+    void read_result(engine_workload_result* out) const noexcept;
+    // Foreign threads. Stops, waits, lets go of the target.
+    void close() noexcept;
+
+  protected:
+    Generator(Instance& engine, const engine_workload_config& config, aio::AioContext& context);
+
+    // --- of the kind
+    virtual int attach(engine_error* error) = 0;  // control plane
+    virtual void detach() noexcept = 0;           // control plane
+    virtual void begin() noexcept = 0;            // home: before the first issue
+    virtual void issue(Ticket& ticket) noexcept = 0;
+    virtual void issued() noexcept = 0;           // a batch has been issued
+    virtual void end() noexcept = 0;              // home: after the last completion
+    virtual std::byte* buffer(const Ticket& ticket) noexcept = 0;
+    virtual const block::Node& node() const noexcept = 0;
+
+    // A request is done; `result` is 0 or -errno. The ticket is free again.
+    void completed(Ticket& ticket, int result) noexcept;
+    // Issues what may be issued now.
+    void refill() noexcept;
+    bool running() const noexcept { return running_; }
+    Ticket& ticket(uint32_t index) noexcept { return tickets_[index]; }
+
+    Instance& engine_;
+    engine_workload_config config_;
+    aio::AioContext& context_;
+
+  private:
+    struct Clock : aio::Timer {
+        Generator* generator;
+    };
+    // The last that happens here: from the ready queue, because the waiter may destroy the generator at once.
+    struct Over : aio::Message {
+        Generator* generator;
+    };
+    int prepare(engine_error* error);
+    void begin_running() noexcept;
+    void choose(Ticket& ticket) noexcept;
+    void issue_next(uint64_t start_ns) noexcept;
+    void refill_open_loop() noexcept;
+    void finish_if_idle() noexcept;
+    void fill(const Ticket& ticket) noexcept;
+    bool matches(const Ticket& ticket) noexcept;
+    void mark_written(uint64_t offset) noexcept;
+    bool was_written(uint64_t offset) const noexcept;
+    uint64_t start_of_due(uint64_t number) const noexcept;
+
+    // --- constant while running
+    uint64_t first_block_ = 0;
+    uint64_t blocks_ = 0;
+    bool latency_ = true;
+    bool open_loop_ = false;
+    bool verify_ = false;
+    // --- home thread
+    Random random_;
+    uint64_t next_block_ = 0;
+    uint64_t left_ = 0;  // requests to issue
+    uint64_t due_ = 0;   // open loop: requests whose intended start has been taken
+    uint64_t writes_since_flush_ = 0;
+    uint32_t in_flight_ = 0;
+    bool running_ = false;
+    bool stopping_ = false;
+    bool ended_ = false;
+    std::vector<Ticket> tickets_;
+    std::vector<Ticket*> free_;
+    std::vector<uint64_t> written_;  // verify: a bit a block
+    Clock end_timer_, due_timer_;
+    Over over_message_;
+    // --- written on the home thread, read anywhere
+    base::Counter requests_[2], bytes_[2], flushes_, errors_, verify_errors_, late_, depth_[8];
+    base::Counter started_ns_, ended_ns_, error_errnum_, error_offset_;
+    base::Histogram latency_ns_[2];
+    base::Atomic<uint32_t> state_{0};  // 0 made, 1 started, 2 over
+    aio::Signal over_;
+    bool attached_ = false;
+};
+
+std::unique_ptr<Generator> make_node_generator(Instance& engine, const engine_workload_config& config,
+                                               aio::AioContext& context);
+std::unique_ptr<Generator> make_queue_generator(Instance& engine, const engine_workload_config& config,
+                                                aio::AioContext& context);
+
+}  // namespace engine::workload

@@ -1,0 +1,83 @@
+// The generator through a virtqueue: it is the driver, and shares with the device nothing but the ring's memory.
+// Home thread of its own context, which need not be the queue's.
+#include "aio/bottom_half.hh"
+#include "workload/generator.hh"
+#include "virtio/blk_driver.hh"
+
+namespace engine::workload {
+
+namespace {
+
+using virtio::BlkStatus;
+
+class QueueGenerator final : public Generator, private aio::Poller {
+  public:
+    QueueGenerator(Instance& engine, const engine_workload_config& config, aio::AioContext& context)
+        : Generator(engine, config, context), queue_(reinterpret_cast<virtio::BlkQueue*>(config.queue)) {}
+    ~QueueGenerator() override { close(); }
+
+  protected:
+    int attach(engine_error* error) override {
+        // Being called, all there is to do is to wake up: the turn then polls the ring.
+        call_ = new aio::BottomHalf(context_, [](void*) {}, nullptr);
+        virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::BottomHalf*>(opaque)->schedule(); }, call_};
+        int result = driver_.attach(*queue_, config_.iodepth, config_.block_size, notifier, error);
+        if (result != 0) {
+            aio::BottomHalf::destroy(call_);
+            return result;
+        }
+        queue_->disk().user()->references.fetch_add_acq_rel(1);
+        return 0;
+    }
+    void detach() noexcept override {
+        driver_.detach();
+        aio::BottomHalf::destroy(call_);
+        queue_->disk().user()->references.fetch_sub_acq_rel(1);
+    }
+    void begin() noexcept override { context_.add_poller(this); }
+    void issue(Ticket& ticket) noexcept override {
+        auto type = ticket.kind == Kind::read ? virtio::blk_in : ticket.kind == Kind::write ? virtio::blk_out : virtio::blk_flush;
+        bool added = driver_.add(ticket.index, type, ticket.offset, ticket.kind == Kind::flush ? 0 : config_.block_size);
+        ENGINE_CHECK(added);  // there is a descriptor for every ticket
+    }
+    void issued() noexcept override {
+        if (!reaping_) driver_.publish();
+    }
+    void end() noexcept override { unlink(); }
+    std::byte* buffer(const Ticket& ticket) noexcept override { return driver_.data(ticket.index); }
+    const block::Node& node() const noexcept override { return queue_->disk().node(); }
+
+  private:
+    bool poll() override {
+        uint32_t slot;
+        BlkStatus status;
+        bool progress = false;
+        reaping_ = true;  // what follows a completion at once is published in one batch
+        while (running() && driver_.reap(&slot, &status)) {
+            progress = true;
+            int result = status == virtio::blk_ok ? 0 : status == virtio::blk_unsupported ? -ENOTSUP : -EIO;
+            completed(ticket(slot), result);
+            refill();
+        }
+        reaping_ = false;
+        driver_.publish();
+        return progress;
+    }
+    bool has_work() override { return driver_.has_used(); }
+    bool prepare_sleep() override { return !driver_.enable_calls(); }
+    void end_sleep() override { driver_.disable_calls(); }
+
+    virtio::BlkQueue* queue_;
+    virtio::BlkDriver driver_;
+    aio::BottomHalf* call_ = nullptr;
+    bool reaping_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Generator> make_queue_generator(Instance& engine, const engine_workload_config& config,
+                                                aio::AioContext& context) {
+    return std::make_unique<QueueGenerator>(engine, config, context);
+}
+
+}  // namespace engine::workload

@@ -1,0 +1,129 @@
+"""The block I/O engine: contexts, block nodes, virtqueues and workloads. Blocking calls; the GIL is released.
+
+Names load on first use, so that `import engine` costs next to nothing. Every object is a context manager with
+an idempotent `close()`; use after close raises `Closed`; what is dropped without close warns and is closed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.about import (
+        BuildInfo,
+        ProbeResult,
+        build_info,
+        clock_name,
+        now_ns,
+        probe_backend,
+    )
+    from engine.buffer import Buffer
+    from engine.context import AioContext, ContextInfo, ContextStats
+    from engine.core import Engine
+    from engine.errors import (
+        Closed,
+        Conflict,
+        CorruptImage,
+        EngineError,
+        InvalidArgument,
+        LimitExceeded,
+        RefusedByPolicy,
+        Unsupported,
+    )
+    from engine.histogram import Histogram
+    from engine.node import BlockNode, BlockUser, Extent, NodeInfo, NodeStats
+    from engine.options import DriverInfo, OptionInfo, drivers
+    from engine.queue import QueueStats, VirtioBlk, VirtQueue
+    from engine.stats import LockInfo, OpStats
+    from engine.units import parse_size, parse_time_ns
+    from engine.workload import Workload, WorkloadResult
+
+    __version__: str
+
+__all__ = [
+    "AioContext",
+    "BlockNode",
+    "BlockUser",
+    "Buffer",
+    "BuildInfo",
+    "Closed",
+    "Conflict",
+    "ContextInfo",
+    "ContextStats",
+    "CorruptImage",
+    "DriverInfo",
+    "Engine",
+    "EngineError",
+    "Extent",
+    "Histogram",
+    "InvalidArgument",
+    "LimitExceeded",
+    "LockInfo",
+    "NodeInfo",
+    "NodeStats",
+    "OpStats",
+    "OptionInfo",
+    "ProbeResult",
+    "QueueStats",
+    "RefusedByPolicy",
+    "Unsupported",
+    "VirtQueue",
+    "VirtioBlk",
+    "Workload",
+    "WorkloadResult",
+    "__version__",
+    "build_info",
+    "clock_name",
+    "drivers",
+    "now_ns",
+    "parse_size",
+    "parse_time_ns",
+    "probe_backend",
+]
+
+_MODULES = {
+    "about": (
+        "BuildInfo",
+        "ProbeResult",
+        "__version__",
+        "build_info",
+        "clock_name",
+        "now_ns",
+        "probe_backend",
+    ),
+    "buffer": ("Buffer",),
+    "context": ("AioContext", "ContextInfo", "ContextStats"),
+    "core": ("Engine",),
+    "errors": (
+        "Closed",
+        "Conflict",
+        "CorruptImage",
+        "EngineError",
+        "InvalidArgument",
+        "LimitExceeded",
+        "RefusedByPolicy",
+        "Unsupported",
+    ),
+    "histogram": ("Histogram",),
+    "node": ("BlockNode", "BlockUser", "Extent", "NodeInfo", "NodeStats"),
+    "options": ("DriverInfo", "OptionInfo", "drivers"),
+    "queue": ("QueueStats", "VirtQueue", "VirtioBlk"),
+    "stats": ("LockInfo", "OpStats"),
+    "units": ("parse_size", "parse_time_ns"),
+    "workload": ("Workload", "WorkloadResult"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

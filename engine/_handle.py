@@ -1,0 +1,203 @@
+"""Lifetime of native objects: who owns which, who is using one right now, and when it may be freed.
+
+A thread uses an object under a lock of its own (one for each thread and handle: threads do not contend); who
+closes sets the state first and then takes each of these locks once. The locks are entered and left by C code,
+so a signal cannot leave one behind. In the child of a fork nothing here touches a lock or a native object.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from engine._bindings import NULL, check, struct
+from engine._native import ffi
+from engine.errors import Closed, Conflict, EngineError
+
+
+class _State(enum.Enum):
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    CLOSED = enum.auto()
+
+
+class Handle:
+    """One native object, and the native function that frees it, or refuses and leaves it as it was.
+
+    Children are closed before it, newest first. They are held strongly, the Python objects in front of them
+    are not: so the order of closing does not depend on the order in which Python drops things.
+    """
+
+    __slots__ = (
+        "_closer",
+        "_free",
+        "_locks",
+        "_parent",
+        "_pid",
+        "_state",
+        "_with_error",
+        "children",
+        "label",
+        "pointer",
+    )
+
+    def __init__(
+        self,
+        pointer: Any,
+        free: Callable[..., int],
+        label: str,
+        parent: Handle | None = None,
+        with_error: bool = True,
+    ) -> None:
+        self.pointer = pointer
+        self.label = label  # "node 'disk'"
+        self.children: dict[int, Handle] = {}  # by id, in order of making
+        self._free = free
+        self._with_error = with_error  # `free` takes an error object
+        self._parent = parent
+        self._pid = os.getpid()
+        self._state = _State.OPEN
+        self._closer = threading.RLock()
+        self._locks: dict[int, threading.RLock] = {}  # by thread; as many as threads that used it
+        if parent is not None:
+            parent.children[id(self)] = self
+
+    @classmethod
+    def make(
+        cls,
+        kind: str,
+        create: Callable[[Any, Any], int],
+        free: Callable[..., int],
+        label: str,
+        parent: Handle | None = None,
+        with_error: bool = True,
+    ) -> Handle:
+        """Calls `create(out, error)`; out is a `kind **`. The caller holds `in_use()` of the parent."""
+        out, error = ffi.new(f"{kind} **"), struct("engine_error")
+        try:
+            check(create(out, error), error, f"make {label}")
+            return cls(out[0], free, label, parent, with_error)
+        except BaseException:  # Ctrl-C just after the native call returned
+            if out[0] != NULL:
+                free(out[0], *((NULL,) if with_error else ()))
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._state is _State.CLOSED
+
+    @property
+    def foreign(self) -> bool:
+        """True in a child of the process that made it."""
+        return os.getpid() != self._pid
+
+    def in_use(self) -> threading.RLock:
+        """The lock to hold while using the object: `with handle.in_use(): handle.check(); lib.…`."""
+        if os.getpid() != self._pid:
+            raise Closed(
+                errno.EBADF,
+                f"{self.label} belongs to process {self._pid} and cannot be used after fork(): "
+                "make a new engine in the child",
+            )
+        thread = threading.get_ident()
+        lock = self._locks.get(thread)
+        return lock if lock is not None else self._locks.setdefault(thread, threading.RLock())
+
+    def check(self) -> Any:
+        """Under `in_use()`: the pointer, which stays good until that lock is let go; or raises."""
+        if self._state is not _State.OPEN:
+            raise Closed(errno.EBADF, f"{self.label} is closed")
+        return self.pointer
+
+    def close(self, *, force: bool = False) -> None:
+        """Waits for calls in flight, closes the children, frees. Idempotent; a refusal leaves it open.
+
+        force: what is refused counts as closed all the same, because the parent's `free` takes care of it.
+        """
+        if self.foreign:
+            self._state = _State.CLOSED  # there is nothing in this process to free
+            return
+        outcome: list[int] = []
+        error = struct("engine_error")
+        arguments = (self.pointer, error) if self._with_error else (self.pointer,)
+        with self._closer:
+            if self._state is not _State.OPEN:
+                return  # closed; or closing further up this very stack, from a signal handler or finalizer
+            self._state = _State.CLOSING
+            try:
+                self._drain()
+                self._close_children(force)
+                # One step of the interpreter: Ctrl-C comes before it or after it, with the outcome known.
+                outcome.extend(map(self._free, *((argument,) for argument in arguments)))
+                if not force:
+                    check(outcome[0], error, "close", self.label)
+            finally:
+                freed = bool(outcome) and (force or outcome[0] >= 0)
+                self._state = _State.CLOSED if freed else _State.OPEN
+        if self._parent is not None:
+            self._parent.children.pop(id(self), None)
+
+    def _drain(self) -> None:
+        """Until no thread is inside a call that saw the object open."""
+        own = self._locks.get(threading.get_ident())
+        if own is not None and own._is_owned():  # type: ignore[attr-defined]
+            raise Conflict(
+                errno.EDEADLK, f"{self.label} cannot be closed from within a call on it (a signal handler?)"
+            )
+        for lock in list(self._locks.values()):
+            with lock:
+                pass
+
+    def _close_children(self, force: bool) -> None:
+        # While it closes nobody can add to them: whoever makes a child holds `in_use()` of its parent.
+        for child in reversed(list(self.children.values())):
+            child.close(force=force or self._parent is None)
+
+    def dropped(self, source: object = None) -> None:
+        """The Python object went away, or the interpreter is going: closes what was open, and warns."""
+        if self._state is not _State.OPEN or self.foreign or not self._closer.acquire(blocking=False):
+            return  # closed, not ours to close, or another thread is at it
+        try:
+            with suppress(EngineError):  # what is still in use closes with the engine
+                self.close()
+        finally:
+            self._closer.release()
+        warnings.warn(f"unclosed {self.label}", ResourceWarning, stacklevel=3, source=source)
+
+
+class Closeable:
+    """A Python object in front of a native one, to be closed."""
+
+    _handle: Handle
+
+    @property
+    def closed(self) -> bool:
+        return self._handle.closed
+
+    def close(self) -> None:
+        """Waits for calls in flight and closes; idempotent. Conflict, naming its users, while it has any."""
+        self._handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Owner(Closeable):
+    """One that nothing else leads to: dropping it closes the native object, with a ResourceWarning."""
+
+    def __del__(self) -> None:
+        handle: Handle | None = getattr(self, "_handle", None)  # not there when __init__ failed
+        if handle is not None:
+            handle.dropped(self)

@@ -1,0 +1,144 @@
+"""AioContexts: event loops on threads of their own, pinned to CPUs; what they got, and what they did.
+
+Any thread; the loop itself is native.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine._bindings import check, integer, struct, text
+from engine._handle import Closeable, Handle
+from engine._native import lib
+from engine.about import BACKENDS
+from engine.stats import record_of
+
+if TYPE_CHECKING:
+    from engine.core import Engine
+
+_BACKEND_NAMES = {number: name for name, number in BACKENDS.items()}
+MAX_POLL_NS = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """What is so, read back from the kernel; never what was asked."""
+
+    name: str
+    backend: str  # "io_uring" or "threads"
+    backend_reason: str  # its features, or the reason for a fallback
+    effective_cpus: list[int]  # affinity of the thread
+    worker_cpus: list[int]  # of its I/O workers; empty: none is running
+    worker_count: int
+    numa_node: int  # of the CPU that it last ran on; -1: unknown
+    last_cpu: int
+    tid: int
+    poll_max_ns: int
+    voluntary_switches: int
+    involuntary_switches: int
+    cpu_user_ns: int  # of the thread alone
+    cpu_system_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextStats:
+    """Counters of the loop since it started; poll_current_ns alone is a state."""
+
+    turns: int
+    bottom_halves: int
+    messages: int  # taken from the inbox
+    ready_items: int  # run from the ready queue
+    timers: int  # fired
+    fd_events: int
+    wakeups: int  # from sleep, by another thread
+    sleeps: int
+    system_calls: int  # of the loop's own making
+    submitted: int  # operations handed to the kernel or a worker
+    completed: int
+    submit_batches: int
+    offloaded: int  # operations run by the offload pool
+    poll_attempts: int
+    poll_successes: int
+    poll_ns: int  # spent busy polling
+    sleep_ns: int
+    poll_current_ns: int  # the adaptive budget now
+    lock_acquisitions: int  # of the engine's mutex; global mode only, as the next two
+    lock_wait_ns: int
+    lock_hold_ns: int
+
+
+def cpus_of(words: Any) -> list[int]:
+    """The numbers of the bits set in an array of 64-bit words."""
+    return [64 * i + bit for i, word in enumerate(words) if word for bit in range(64) if word >> bit & 1]
+
+
+class AioContext(Closeable):
+    """An event loop on a thread of its own. Its engine owns it: dropping this object does not close it."""
+
+    def __init__(self, engine: Engine, handle: Handle, name: str) -> None:
+        self._engine = engine
+        self._handle = handle
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def info(self) -> ContextInfo:
+        """Affinity, NUMA node, backend and CPU time now, from the kernel."""
+        info, error = struct("engine_context_info"), struct("engine_error")
+        with self._handle.in_use():
+            check(lib.engine_context_get_info(self._handle.check(), info, error), error, "get context info")
+        return record_of(
+            ContextInfo,
+            info,
+            name=text(info.name),
+            backend=_BACKEND_NAMES.get(info.backend, str(info.backend)),
+            backend_reason=text(info.backend_reason),
+            effective_cpus=cpus_of(info.cpus),
+            worker_cpus=cpus_of(info.worker_cpus),
+        )
+
+    @property
+    def effective_cpus(self) -> list[int]:
+        """The CPUs that its thread may run on, as the kernel says."""
+        return self.info.effective_cpus
+
+    def stats(self) -> ContextStats:
+        stats = struct("engine_context_stats")
+        with self._handle.in_use():
+            check(
+                lib.engine_context_get_stats(self._handle.check(), stats),
+                None,
+                "get stats",
+                self._handle.label,
+            )
+        return record_of(ContextStats, stats)
+
+    @property
+    def poll_max_ns(self) -> int:
+        """Longest busy poll before sleeping, in ns; 0: never polls. May be set at any time."""
+        return self.info.poll_max_ns
+
+    @poll_max_ns.setter
+    def poll_max_ns(self, value: int) -> None:
+        nanoseconds = integer(value, "poll_max_ns", high=MAX_POLL_NS)
+        with self._handle.in_use():
+            check(
+                lib.engine_context_set_poll(self._handle.check(), nanoseconds),
+                None,
+                "set poll_max_ns",
+                self._handle.label,
+            )
+
+    def close(self) -> None:
+        """Ends its thread; idempotent. Conflict, naming the users, while queues or workloads are attached.
+
+        `main` lives as long as the engine, and cannot be closed.
+        """
+        self._handle.close()
+
+    def __repr__(self) -> str:
+        return f"<AioContext {self._name!r}{' closed' if self.closed else ''}>"

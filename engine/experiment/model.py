@@ -1,0 +1,166 @@
+"""What one measured point is made of: contexts, nodes, devices and workloads, checked and complete.
+
+Everything here is immutable and turns into JSON and back, so that a worker process gets exactly what the
+result file states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+READ_PERCENT = {"read": 100, "randread": 100, "write": 0, "randwrite": 0, "rw": None, "randrw": None}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    locking: str = "per-node"
+    lock_profile: bool = False
+
+
+@dataclass(frozen=True)
+class ContextSpec:
+    name: str
+    cpus: tuple[int, ...] | None = None  # None: not pinned
+    poll_max_ns: int | None = None  # None: the engine's default
+    aio: str = "auto"
+    queue_depth: int = 0
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of the block layer
+
+    @property
+    def buffered_file(self) -> str | None:
+        """The file that this node reads through the page cache, if it does."""
+        options = self.options
+        direct = options.get("cache.direct", options.get("file.cache.direct", False))
+        filename = options.get("file.filename", options.get("filename"))
+        return str(filename) if filename is not None and direct not in (True, "on") else None
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    name: str
+    node: str
+    queues: tuple[str, ...]  # queue i is served by this context
+    queue_size: int = 256
+    write_cache: bool = True
+    read_only: bool | None = None  # None: read-only where its workloads only read
+    event_index: bool = True
+    indirect: bool = True
+    polled: bool = False
+    serial: str | None = None
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    name: str
+    device: str | None = None  # a device, one generator for each of its queues …
+    node: str | None = None  # … or a node, one generator for each of `contexts`
+    contexts: tuple[str, ...] = ()
+    generators: tuple[str, ...] = ()  # contexts that generate, dealt in order; none: the queue's own
+    rw: str = "randread"
+    rwmixread: int = 50
+    bs: int = 4096
+    iodepth: int = 64  # of each generator
+    runtime: float = 0.0  # seconds; 0: until count
+    count: int = 0  # requests of all generators together; 0: until runtime
+    rate_iops: int = 0  # of all generators together; 0: closed loop
+    seed: int = 1
+    offset: int = 0
+    length: int = 0
+    flush_every: int = 0
+    latency: bool = True
+    verify: bool = False
+
+    @property
+    def writes(self) -> bool:
+        return self.rw not in ("read", "randread")
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One load generator: its share of a workload, on one queue or one context."""
+
+    workload: WorkloadSpec
+    index: int  # among the generators of its workload
+    target: int  # the queue of the device, or -1: the node
+    context: str  # that serves the requests
+    home: str | None  # where the generator runs; None: with its queue
+    count: int
+    rate_iops: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One point of a plan: everything that a process needs to run it."""
+
+    engine: EngineSpec
+    contexts: tuple[ContextSpec, ...]
+    nodes: tuple[NodeSpec, ...]
+    devices: tuple[DeviceSpec, ...]
+    workloads: tuple[WorkloadSpec, ...]
+    processes: int = 1  # generators are dealt round robin over them, each with an engine of its own
+    warmup: float = 0.0  # seconds, not measured
+    allow_holes: bool = False
+
+    def device(self, name: str) -> DeviceSpec:
+        return next(device for device in self.devices if device.name == name)
+
+    def node_of(self, workload: WorkloadSpec) -> str:
+        return self.device(workload.device).node if workload.device else str(workload.node)
+
+    def serving_contexts(self, workload: WorkloadSpec) -> tuple[str, ...]:
+        return self.device(workload.device).queues if workload.device else workload.contexts
+
+    def generators(self, process: int = 0) -> Iterator[Generator]:
+        """Those of one process: `process` of `self.processes`."""
+        for workload in self.workloads:
+            contexts = self.serving_contexts(workload)
+            for index, context in enumerate(contexts):
+                if index % self.processes != process:
+                    continue
+                count = _share(workload.count, index, len(contexts))
+                rate = _share(workload.rate_iops, index, len(contexts))
+                if (workload.count and not count) or (workload.rate_iops and not rate):
+                    continue  # fewer requests than generators; 0 would mean no limit
+                target = index // self.processes if workload.device else -1
+                homes = workload.generators
+                home = homes[index % len(homes)] if homes else None
+                yield Generator(workload, index, target, context, home, count, rate, workload.seed + index)
+
+    @property
+    def seconds(self) -> float:
+        """How long a run takes at least; workloads of one point run at the same time."""
+        return self.warmup + max((w.runtime for w in self.workloads), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Setup:
+        return cls(
+            EngineSpec(**data["engine"]),
+            tuple(ContextSpec(**_tuples(item, "cpus")) for item in data["contexts"]),
+            tuple(NodeSpec(**item) for item in data["nodes"]),
+            tuple(DeviceSpec(**_tuples(item, "queues")) for item in data["devices"]),
+            tuple(WorkloadSpec(**_tuples(item, "contexts", "generators")) for item in data["workloads"]),
+            data["processes"],
+            data["warmup"],
+            data["allow_holes"],
+        )
+
+
+def _share(total: int, index: int, parts: int) -> int:
+    """The part of `total` that number `index` gets: the first ones get one more where it does not divide."""
+    return total // parts + (1 if index < total % parts else 0)
+
+
+def _tuples(item: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {k: tuple(v) if k in names and v is not None else v for k, v in item.items()}

@@ -1,0 +1,47 @@
+"""A process that runs its share of one point: `python -P -m engine.experiment.worker`.
+
+Over standard input and output, one JSON value a line: the order comes in, "ready" goes out when everything is
+open and warm, "go" comes in, the result goes out. Every run gets fresh processes, so that a run with two
+differs from a run with one in nothing else. End of file on standard input before "go" means: give up.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import Any
+
+from engine.experiment.errors import UserError, describe
+from engine.experiment.model import Setup
+
+
+def _say(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _gate() -> None:
+    _say("ready")
+    if sys.stdin.readline().strip() != '"go"':
+        raise SystemExit(1)
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    order = json.loads(sys.stdin.readline())
+    from engine.experiment.measure import Rig
+
+    try:
+        with Rig(Setup.from_json(order["setup"]), order["process"]) as rig:
+            result = rig.run(_gate)
+        _say({"result": result})
+    except UserError as error:
+        _say({"error": str(error)})
+    except OSError as error:
+        _say({"error": describe(error)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,462 @@
+"""Block nodes and their users: blocking I/O, block status, statistics. Any thread; the GIL is released."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine._bindings import MAX_BYTES, NULL, check, encode, integer, path, struct, text
+from engine._buffers import IoVector, aligned_view
+from engine._handle import Closeable, Handle, Owner
+from engine._native import ffi, lib
+from engine.errors import invalid
+from engine.stats import OPERATIONS, OpStats, op_stats, record_of
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from engine.context import AioContext
+    from engine.core import Engine
+
+PERMISSIONS = {
+    "read": lib.ENGINE_PERM_CONSISTENT_READ,
+    "write": lib.ENGINE_PERM_WRITE,
+    "write-unchanged": lib.ENGINE_PERM_WRITE_UNCHANGED,
+    "resize": lib.ENGINE_PERM_RESIZE,
+}
+EVERYTHING = ",".join(PERMISSIONS)
+_EXTENTS_AT_A_TIME = 128
+_CHECK_SIZE_FROM = (
+    1 << 26
+)  # bytes; a buffer from this size on is not made before the range is known to be good
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A range of a node, in bytes, that is alike throughout."""
+
+    start: int
+    length: int
+    data: bool  # it has data of its own in this node
+    zero: bool  # it reads as zeroes
+    unwritten: bool  # allocated, never written: reads as zeroes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node as its driver describes it; sizes and alignments in bytes."""
+
+    name: str
+    driver: str
+    filename: str  # "" where the driver has none
+    read_only: bool
+    bytes: int  # size of the disk
+    request_alignment: int  # offsets and lengths that need no bounce buffer
+    memory_alignment: int  # buffers that need none
+    max_transfer: int  # 0: no limit
+    child_count: int
+    user_count: int
+    ops: tuple[str, ...]  # what the driver does itself; the rest is emulated
+    holes: bool  # its block status tells data from holes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStats:
+    """Counters since the node was opened, summed over its channels; `op` by name of the operation."""
+
+    channels: int
+    in_flight: int
+    op: dict[str, OpStats]
+
+
+def permission_bits(permissions: str | Iterable[str], field: str) -> int:
+    """From "read,write" or ["read", "write"]; "all", and "" or "none", stand for what they say."""
+    names = permissions.split(",") if isinstance(permissions, str) else list(permissions)
+    bits = 0
+    for name in (name.strip() for name in names):
+        if name == "all":
+            bits |= lib.ENGINE_PERM_ALL
+        elif name not in ("", "none"):
+            if name not in PERMISSIONS:
+                raise invalid(f"{field}: {name!r} is not one of {', '.join(PERMISSIONS)}, all, none", field)
+            bits |= PERMISSIONS[name]
+    return bits
+
+
+class BlockIO:
+    """Reading and writing, which nodes and users have in common.
+
+    Offsets and lengths are bytes. `context`, an AioContext or its name, is where the request runs; `main`
+    unless given. All may raise EngineError with the errno of the failure; InvalidArgument for a range beyond
+    the end, or, with `cache.direct`, one that is not aligned; RefusedByPolicy without the permission; Closed
+    after close. `engine.Buffer` is memory that is aligned for `cache.direct`.
+    """
+
+    _engine: Engine
+    _alignment: int  # of buffers, bytes
+
+    def _user(self) -> Handle:
+        raise NotImplementedError
+
+    @property
+    def size(self) -> int:
+        raise NotImplementedError
+
+    def pread(self, length: int, offset: int, *, context: AioContext | str | None = None) -> bytes:
+        """Reads `length` bytes at `offset`."""
+        length, offset = _range(length, offset)
+        if length >= _CHECK_SIZE_FROM and offset + length > self.size:
+            raise invalid(
+                f"read of {length} bytes at offset {offset} reaches beyond the end ({self.size} bytes)",
+                "length",
+            )
+        data = aligned_view(length, self._alignment)  # zeroed: what a driver leaves alone is no old memory
+        with IoVector((data,), writable=True) as vector:
+            self._transfer("read", vector, offset, 0, context)
+        return bytes(data)
+
+    def pread_into(
+        self, buffer: WriteableBuffer, offset: int, *, context: AioContext | str | None = None
+    ) -> int:
+        """Fills a writable buffer from `offset`, without a copy. Returns its size in bytes."""
+        with IoVector((buffer,), writable=True) as vector:
+            return self._transfer("read", vector, offset, 0, context)
+
+    def preadv(
+        self, buffers: Iterable[WriteableBuffer], offset: int, *, context: AioContext | str | None = None
+    ) -> int:
+        """Fills at most 1024 buffers, one after another, in one request. Returns their size in bytes."""
+        with IoVector(buffers, writable=True) as vector:
+            return self._transfer("read", vector, offset, 0, context)
+
+    def pwrite(
+        self,
+        data: ReadableBuffer,
+        offset: int,
+        fua: bool = False,
+        *,
+        context: AioContext | str | None = None,
+    ) -> int:
+        """Writes a buffer at `offset`, without a copy. fua: durable before it returns. Returns its size."""
+        with IoVector((data,), writable=False) as vector:
+            return self._transfer("write", vector, offset, lib.ENGINE_FUA if fua else 0, context)
+
+    def pwritev(
+        self,
+        buffers: Iterable[ReadableBuffer],
+        offset: int,
+        fua: bool = False,
+        *,
+        context: AioContext | str | None = None,
+    ) -> int:
+        """Writes at most 1024 buffers, one after another, in one request. Returns their size in bytes."""
+        with IoVector(buffers, writable=False) as vector:
+            return self._transfer("write", vector, offset, lib.ENGINE_FUA if fua else 0, context)
+
+    def flush(self, *, context: AioContext | str | None = None) -> None:
+        """Writes that have completed are durable when it returns."""
+        self._request("flush", 0, 0, 0, context)
+
+    def discard(self, length: int, offset: int, *, context: AioContext | str | None = None) -> None:
+        """Says that a range is not needed any more; its content is undefined afterwards."""
+        length, offset = _range(length, offset)
+        self._request("discard", offset, length, 0, context)
+
+    def write_zeroes(
+        self,
+        length: int,
+        offset: int,
+        may_unmap: bool = False,
+        no_fallback: bool = False,
+        fua: bool = False,
+        *,
+        context: AioContext | str | None = None,
+    ) -> None:
+        """Makes a range read as zeroes.
+
+        may_unmap: space may be given back. no_fallback: Unsupported rather than writing a buffer of zeroes.
+        """
+        length, offset = _range(length, offset)
+        flags = lib.ENGINE_MAY_UNMAP if may_unmap else 0
+        flags |= lib.ENGINE_NO_FALLBACK if no_fallback else 0
+        flags |= lib.ENGINE_FUA if fua else 0
+        self._request("write_zeroes", offset, length, flags, context)
+
+    def resize(self, size: int, *, context: AioContext | str | None = None) -> None:
+        """Sets the size in bytes; what is added reads as zeroes. Needs the permission `resize`."""
+        self._request("resize", integer(size, "size"), 0, 0, context)
+
+    def extents(
+        self, offset: int = 0, length: int | None = None, *, context: AioContext | str | None = None
+    ) -> Iterator[Extent]:
+        """Block status from `offset`, for `length` bytes or to the end, in order and without gaps.
+
+        Lazy: asks as it goes, 128 extents at a time. What changes meanwhile may be seen or not.
+        """
+        offset = integer(offset, "offset")
+        if length is None:
+            length = max(0, self.size - offset)
+        length, offset = _range(length, offset)
+        return self._extents(offset, offset + length, context)
+
+    def _extents(self, offset: int, end: int, context: AioContext | str | None) -> Iterator[Extent]:
+        extents = ffi.new("engine_extent[]", _EXTENTS_AT_A_TIME)
+        user, error = self._user(), struct("engine_error")
+        target = self._engine._context_handle(context)
+        while offset < end:
+            with target.in_use() if target else nullcontext(), user.in_use():
+                count = check(
+                    lib.engine_user_block_status(
+                        user.check(),
+                        target.check() if target else NULL,
+                        offset,
+                        end - offset,
+                        extents,
+                        _EXTENTS_AT_A_TIME,
+                        error,
+                    ),
+                    error,
+                    "block status",
+                    user.label,
+                )
+            if count == 0:
+                return
+            for native in extents[0:count]:
+                flags = native.flags
+                yield Extent(
+                    native.offset,
+                    native.length,
+                    bool(flags & lib.ENGINE_EXTENT_DATA),
+                    bool(flags & lib.ENGINE_EXTENT_ZERO),
+                    bool(flags & lib.ENGINE_EXTENT_UNWRITTEN),
+                )
+            offset = extents[count - 1].offset + extents[count - 1].length
+
+    def _transfer(
+        self, operation: str, vector: IoVector, offset: int, flags: int, context: AioContext | str | None
+    ) -> int:
+        _, offset = _range(vector.nbytes, offset)
+        return self._request(operation, offset, vector.nbytes, flags, context, vector)
+
+    def _request(
+        self,
+        operation: str,
+        offset: int,
+        length: int,
+        flags: int,
+        context: AioContext | str | None,
+        vector: IoVector | None = None,
+    ) -> int:
+        user, error = self._user(), struct("engine_error")
+        target = self._engine._context_handle(context)
+        array, count = (NULL, 0) if vector is None else (vector.array, vector.count)
+        with target.in_use() if target else nullcontext(), user.in_use():
+            return check(
+                lib.engine_user_io(
+                    user.check(),
+                    target.check() if target else NULL,
+                    OPERATIONS[operation],
+                    array,
+                    count,
+                    offset,
+                    length,
+                    flags,
+                    error,
+                ),
+                error,
+                operation,
+                user.label,
+            )
+
+
+def _range(length: int, offset: int) -> tuple[int, int]:
+    length = integer(length, "length")
+    offset = integer(offset, "offset")
+    if offset > MAX_BYTES - length:
+        raise invalid(f"offset: {length} bytes at offset {offset} reach beyond 2^63 - 1", "offset")
+    return length, offset
+
+
+class BlockNode(BlockIO, Closeable):
+    """A node of the block graph.
+
+    I/O through it goes by a user of its own, "python", which may read, and write and resize unless the node
+    is read-only, and shares everything. Nodes opened along with their parent (see `child`) belong to it.
+    """
+
+    def __init__(self, engine: Engine, handle: Handle, pointer: Any, borrowed: bool = False) -> None:
+        self._engine = engine
+        self._handle = handle  # of a borrowed node: that of the node which it was opened with
+        self._pointer = pointer
+        self._borrowed = borrowed
+        self._python: Handle | None = None
+        self._attaching = threading.RLock()  # guards _python
+        info = self._native_info()
+        self._name = text(info.name)
+        self._alignment = int(info.memory_alignment)
+        if not borrowed:
+            self._user()
+
+    def _live(self) -> Any:
+        """Under `in_use()` of the handle."""
+        self._handle.check()
+        return self._pointer
+
+    def _native_info(self) -> Any:
+        info = struct("engine_node_info")
+        with self._handle.in_use():
+            check(lib.engine_node_get_info(self._live(), info), None, "get info", self._handle.label)
+        return info
+
+    def _user(self) -> Handle:
+        user = self._python
+        if user is not None and not user.closed:
+            return user
+        with self._handle.in_use(), self._attaching:
+            self._handle.check()
+            if self._python is None or self._python.closed:  # at open; or a close was refused half-way
+                wanted = "read" if self._native_info().read_only else EVERYTHING
+                self._python = self._attach(
+                    "python", wanted, EVERYTHING, f"node {self._name!r}", self._handle
+                )
+            return self._python
+
+    def _attach(
+        self,
+        name: str,
+        permissions: str | Iterable[str],
+        shared: str | Iterable[str],
+        label: str,
+        parent: Handle,
+    ) -> Handle:
+        bits = permission_bits(permissions, "permissions")
+        shared_bits = permission_bits(shared, "shared")
+        native_name = ffi.new("char[]", encode(name, "name", most=63))
+        with self._handle.in_use(), parent.in_use():
+            parent.check()
+            node = self._live()
+            return Handle.make(
+                "engine_user_t",
+                lambda out, error: lib.engine_user_create(node, native_name, bits, shared_bits, out, error),
+                lib.engine_user_close,
+                label,
+                parent,
+            )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """Of the disk, in bytes."""
+        return int(self._native_info().bytes)
+
+    @property
+    def info(self) -> NodeInfo:
+        info = self._native_info()
+        return record_of(
+            NodeInfo,
+            info,
+            name=text(info.name),
+            driver=text(info.driver),
+            filename=path(info.filename),
+            read_only=bool(info.read_only),
+            holes=bool(info.holes),
+            ops=tuple(name for name, op in OPERATIONS.items() if info.ops >> op & 1),
+        )
+
+    def stats(self, context: AioContext | str | None = None) -> NodeStats:
+        """Of all contexts, or of one."""
+        stats = struct("engine_node_stats")
+        target = self._engine._context_handle(context)
+        with target.in_use() if target else nullcontext(), self._handle.in_use():
+            native = target.check() if target else NULL
+            check(
+                lib.engine_node_get_stats(self._live(), native, stats), None, "get stats", self._handle.label
+            )
+        return record_of(NodeStats, stats, op=op_stats(stats.op))
+
+    def child(self, role: str) -> BlockNode:
+        """The node below, by its role ("file"). InvalidArgument, naming the roles, where there is none.
+
+        What was opened along with this node closes with it, and only with it.
+        """
+        buffer, roles = ffi.new("char[]", 64), []
+        with self._handle.in_use():
+            for index in range(self._native_info().child_count):
+                pointer = lib.engine_node_get_child(self._live(), index, buffer, len(buffer))
+                if pointer == NULL:
+                    break
+                if text(buffer) == role:
+                    return self._engine._node_at(pointer, self._handle)
+                roles.append(text(buffer))
+        known = f"it has {', '.join(roles)}" if roles else "it has no children"
+        raise invalid(f"node {self._name!r}: no child {role!r}; {known}", "role", node=self._name)
+
+    def user(
+        self,
+        name: str,
+        permissions: str | Iterable[str] = "read,write",
+        shared: str | Iterable[str] = EVERYTHING,
+    ) -> BlockUser:
+        """A user of its own: what it does, and what it lets others do.
+
+        Permissions are "read", "write", "write-unchanged", "resize"; "all" and "none". Conflict, naming both
+        users, where they do not go together; RefusedByPolicy for writing on a read-only node.
+        """
+        label = f"user {name!r} of node {self._name!r}"
+        return BlockUser(self, self._attach(name, permissions, shared, label, self._engine._handle), name)
+
+    def close(self) -> None:
+        """Closes the node, and the nodes that were opened along with it; idempotent.
+
+        Conflict, naming the users, while others than "python" are attached. A borrowed node is left alone.
+        """
+        if not self._borrowed:
+            self._handle.close()
+
+    def __del__(self) -> None:
+        handle: Handle | None = getattr(self, "_handle", None)  # not there when __init__ failed
+        if handle is not None and not self._borrowed:
+            handle.dropped(self)
+
+    def __repr__(self) -> str:
+        return f"<BlockNode {self._name!r}{' closed' if self.closed else ''}>"
+
+
+class BlockUser(BlockIO, Owner):
+    """Who does I/O on a node, with the permissions that it asked for. Keeps the node open."""
+
+    def __init__(self, node: BlockNode, handle: Handle, name: str) -> None:
+        self._engine = node._engine
+        self._node = node
+        self._alignment = node._alignment
+        self._handle = handle
+        self._name = name
+
+    def _user(self) -> Handle:
+        return self._handle
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def node(self) -> BlockNode:
+        return self._node
+
+    @property
+    def size(self) -> int:
+        """Of the node, in bytes."""
+        return self._node.size
+
+    def close(self) -> None:
+        """Waits for its calls in flight and detaches; idempotent. Conflict while a workload uses it."""
+        self._handle.close()
+
+    def __repr__(self) -> str:
+        return f"<BlockUser {self._name!r} of {self._node.name!r}{' closed' if self.closed else ''}>"

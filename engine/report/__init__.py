@@ -1,0 +1,1 @@
+"""What people read: numbers with units, aligned tables, pictures as SVG. Nothing here imports the core."""

@@ -1,0 +1,131 @@
+"""A result of `engine run` as text: the plan, the host, the placement, the table of medians, the notes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.report import figures
+from engine.report.rows import column_name, read_rows
+from engine.report.table import blank_repeats, format_table
+
+
+def host_lines(data: Mapping[str, Any]) -> list[str]:
+    host, build = data["host"], data["build"]
+    cpus = figures.plural(len(host["cpus_allowed"]), "CPU")
+    kind = "release build" if build["optimised"] and not build["sanitized"] else "DEBUG BUILD"
+    parts = [host["cpu_model"], cpus, "virtual machine" if host["virtual_machine"] else "", host["kernel"]]
+    return [
+        f"host       {', '.join(part for part in parts if part)}",
+        f"engine     {build['version']}, {build['compiler']}, liburing {build['liburing']}, {kind}",
+    ]
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    points, repeat = plan["points"], plan["repeat"]
+    about = figures.seconds(plan["seconds"])
+    about += " and what the counted workloads take" if plan["counted"] else ""
+    size = f"{figures.plural(len(points), 'point')} {figures.TIMES} {figures.plural(repeat, 'repetition')}"
+    lines = [
+        f"plan       {size} = {figures.plural(len(points) * repeat, 'run')}, about {about}"
+        + (" (quick: not for quoting)" if plan["quick"] else "")
+    ]
+    for key in dict.fromkeys(key for point in points for key in point["labels"]):
+        values = dict.fromkeys(point["labels"][key] for point in points if key in point["labels"])
+        lines.append(f"           {key}: {', '.join(values)}")
+    for mark in dict.fromkeys(point["mark"] for point in points if point["mark"]):
+        lines.append(f"           beside them, as a mark: {mark}")
+    return lines
+
+
+def placement_lines(placement: Sequence[Mapping[str, Any]]) -> list[str]:
+    from engine.experiment.host import format_cpu_list
+
+    lines = []
+    for context in placement:
+        asked = context["requested_cpus"]
+        where = f"CPU {format_cpu_list(context['effective_cpus'])}"
+        where += f" (asked for {format_cpu_list(asked)})" if asked is not None else " (not pinned)"
+        node = f", NUMA node {context['numa_node']}" if context["numa_node"] >= 0 else ""
+        reason = f" ({context['backend_reason']})" if context["backend_reason"] else ""
+        poll = f"polls up to {figures.duration_ns(context['poll_max_ns'])}"
+        lines.append(f"{context['name']} runs on {where}{node}, {context['backend']}{reason}, {poll}")
+    return [f"{'placement' if not number else '':11}{line}" for number, line in enumerate(lines)]
+
+
+def result_lines(data: Mapping[str, Any]) -> list[str]:
+    """One row for each point that has runs: medians, and the spread of the rate."""
+    keys = list(data["plan"]["sweep"])
+    head = [*(column_name(key) for key in keys), "mark"]
+    words = len(head)
+    head += ["IOPS", "min … max", figures.TIMES, "CPU/request", "lock wait", "p50", "p99"]
+    rows = []
+    for row in read_rows(data):
+        spread = row.summary["iops"]
+        rows.append(
+            [
+                *(row.labels.get(key, "") for key in keys),
+                (row.mark or "") + (" *" if row.disturbed else ""),
+                figures.count(spread["median"]),
+                f"{figures.count(spread['min'])} … {figures.count(spread['max'])}",
+                figures.ratio(row.ratio),
+                figures.microseconds(row.median("cpu_us_per_request")),
+                figures.percent(row.median("lock_wait_share")),
+                figures.duration_ns(row.median("latency_p50_ns")),
+                figures.duration_ns(row.median("latency_p99_ns")),
+            ]
+        )
+    if not rows:
+        return ["  no run has ended"]
+    return format_table(head, blank_repeats(rows, len(keys) - 1) if keys else rows, left=words)
+
+
+def note_lines(data: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before quoting a figure."""
+    lines = ["IOPS are medians of " + figures.plural(data["plan"]["repeat"], "run") + _baseline(data)]
+    if any(node_is_buffered(node) for point in data["points"] for node in point["options"]["nodes"]):
+        lines.append(
+            "page cache: every read is served from memory; it is what the software costs, not how fast a "
+            "disk is"
+        )
+    cpus = len(data["host"]["cpus_allowed"])
+    if cpus < 8:
+        lines.append(f"{cpus} CPUs say what one context does, then two; they say nothing of how it scales")
+    lines += _exceptions(data)
+    if data["quick"]:
+        lines.append("a quick run: it shows that all works; do not quote it")
+    if not data["complete"]:
+        lines.append("the plan did not run to its end")
+    return [f"note: {line}" for line in lines]
+
+
+def node_is_buffered(node: Mapping[str, Any]) -> bool:
+    from engine.experiment.model import NodeSpec
+
+    return NodeSpec(node["name"], node["options"]).buffered_file is not None
+
+
+def _exceptions(data: Mapping[str, Any]) -> list[str]:
+    """Runs that were disturbed, and contexts that did not run where they should."""
+    lines = []
+    if discarded := sum(1 for run in data["runs"] if run["discarded"]):
+        runs = figures.plural(discarded, "run")
+        lines.append(f"{runs} discarded and made again: more than 2 % of the CPU time went to other guests")
+    if marked := sum(1 for run in data["runs"] if run["marked"]):
+        lines.append(f"{figures.plural(marked, 'run')} kept with more than 2 % steal, marked with *")
+    astray = {
+        context["name"]
+        for run in data["runs"]
+        for context in run["record"]["engine"]["contexts"]
+        if context["requested_cpus"] is not None
+        and sorted(context["requested_cpus"]) != sorted(context["effective_cpus"])
+    }
+    lines += [f"context {name} did not run on the CPUs that were asked for" for name in sorted(astray)]
+    return lines
+
+
+def _baseline(data: Mapping[str, Any]) -> str:
+    keys = data["plan"]["sweep"]
+    if not keys:
+        return ""
+    return f"; {figures.TIMES} is against the first {column_name(keys[-1])} with the same settings"

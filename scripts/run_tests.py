@@ -1,0 +1,262 @@
+"""Runs the parts of `make test` one after another, goes on after a failure, and sums up what ran.
+
+Each part is a named function that returns counts. The summary, `N passed, N failed, N skipped`, is the
+last line and build/reports/summary.txt; the exit status is non-zero when anything failed or nothing ran.
+Single-threaded: the tools that it starts use two jobs each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+REPORTS = BUILD / "reports"
+TOOLS = Path(sys.executable).parent  # meson, ninja, pytest, ruff and mypy of the same environment
+JOBS = "2"
+CLANG_VERSIONS = (19, 22, 21, 20, 18, 17, 16)  # 19 first: the output of clang-format differs between versions
+PYTHON_SOURCES = ("engine", "tests", "bench", "scripts")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tests, not assertions. A check that is one command counts as one test."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+Part = Callable[[], Counts]
+FAILED = Counts(failed=1)
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, capture: bool = False) -> tuple[int, str]:
+    """Runs it with the environment's tools first in PATH: (exit status, output where asked for)."""
+    words = [str(word) for word in command]
+    print("+", " ".join(words), flush=True)
+    path = f"{TOOLS}:{os.environ.get('PATH', '')}"
+    result = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "PATH": path, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stdout or ""
+
+
+def check(*command: str | Path, env: Mapping[str, str] | None = None) -> Counts:
+    """A command that is one test."""
+    return Counts(passed=1) if run(*command, env=env)[0] == 0 else FAILED
+
+
+def clang_tool(name: str) -> str | None:
+    """`clang++-19` and the like: version 19 where it is there, else the newest."""
+    return next((tool for v in CLANG_VERSIONS if (tool := shutil.which(f"{name}-{v}"))), None)
+
+
+# ---- native tests ----
+
+
+def configure(folder: Path, compiler: Mapping[str, str], *options: str) -> bool:
+    """Once for each folder; afterwards ninja configures again by itself where a meson.build changed."""
+    if (folder / "build.ninja").exists():
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    status, _ = run(
+        "meson", "setup", folder, "-Dpython_module=false", "-Dnative_tests=true",
+        "-Dbuildtype=debugoptimized", "-Db_ndebug=false", "-Dwerror=true", *options, env=compiler,
+    )  # fmt: skip
+    return status == 0
+
+
+def native_counts(folder: Path) -> Counts:
+    """From meson's log. A program that prints `N passed, N failed` counts its own tests."""
+    counts = Counts()
+    log = folder / "meson-logs" / "testlog.json"
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        test = json.loads(line)
+        own = re.findall(r"^(\d+) passed, (\d+) failed", test.get("stdout") or "", re.MULTILINE)
+        if test["result"] == "SKIP":
+            counts += Counts(skipped=1)
+        elif test["result"] not in ("OK", "EXPECTEDFAIL"):
+            passed, failed = map(int, own[-1]) if own else (0, 0)
+            counts += Counts(passed, max(failed, 1))
+        else:
+            counts += Counts(passed=int(own[-1][0]) if own else 1)
+    return counts
+
+
+def native(
+    name: str, compiler: Mapping[str, str], *options: str, env: Mapping[str, str] | None = None
+) -> Counts:
+    folder = BUILD / name
+    if not configure(folder, compiler, *options):
+        return FAILED
+    if run("ninja", "-C", folder, f"-j{JOBS}")[0] != 0:
+        return FAILED
+    status, _ = run(
+        "meson", "test", "-C", folder, "--no-rebuild", "--print-errorlogs", "--num-processes", JOBS, env=env
+    )
+    counts = native_counts(folder)
+    return counts if status == 0 or counts.failed else counts + FAILED
+
+
+GCC = {"CC": os.environ.get("CC", "gcc"), "CXX": os.environ.get("CXX", "g++")}
+
+
+def clang() -> dict[str, str]:
+    return {"CC": clang_tool("clang") or "clang", "CXX": clang_tool("clang++") or "clang++"}
+
+
+def test_native() -> Counts:
+    return native("native", GCC)
+
+
+def test_asan() -> Counts:
+    env = {
+        "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        "LSAN_OPTIONS": "print_suppressions=0",
+    }
+    return native("asan", GCC, "-Db_sanitize=address,undefined", env=env)
+
+
+def test_tsan() -> Counts:
+    """With clang, so that both compilers build everything with -Werror."""
+    env = {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:abort_on_error=1"}
+    return native("tsan", clang(), "-Db_sanitize=thread", "-Db_lundef=false", env=env)
+
+
+def test_dialect() -> Counts:
+    """Its script prints a line, ok or FAIL, for each compiler and mode."""
+    compilers = f"{GCC['CXX']} {clang()['CXX']}"
+    status, output = run("sh", "tests/native/dialect.sh", env={"CXX": compilers}, capture=True)
+    print(output, end="")
+    counts = Counts(
+        len(re.findall(r"^ok ", output, re.MULTILINE)), len(re.findall(r"^FAIL ", output, re.MULTILINE))
+    )
+    return counts if status == 0 or counts.failed else counts + FAILED
+
+
+# ---- Python tests ----
+
+
+def test_python() -> Counts:
+    report = REPORTS / "pytest.xml"
+    report.unlink(missing_ok=True)
+    status, _ = run(sys.executable, "-m", "pytest", f"--junitxml={report}")
+    if not report.exists():
+        return FAILED
+    counts = Counts()
+    for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+        total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+        failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        counts += Counts(max(total - skipped - failed, 0), failed, skipped)
+    return counts if status == 0 or counts.failed else counts + FAILED
+
+
+# ---- linters ----
+
+
+def native_sources(*suffixes: str) -> list[Path]:
+    """What clang-format shapes. The public C headers are laid out by hand, for readers and for cffi."""
+    folders = (ROOT / "csrc", ROOT / "tests" / "native", ROOT / "bench" / "micro")
+    public = ROOT / "csrc" / "include"
+    found = (path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes)
+    return sorted(path for path in found if public not in path.parents)
+
+
+def test_lint() -> Counts:
+    return test_ruff() + test_mypy() + test_clang_format() + test_clang_tidy()
+
+
+def test_ruff() -> Counts:
+    return check("ruff", "check", *PYTHON_SOURCES) + check("ruff", "format", "--check", *PYTHON_SOURCES)
+
+
+def test_mypy() -> Counts:
+    return check("mypy", "--strict", "engine") + check("mypy", "--strict", "bench/peers", "scripts")
+
+
+def test_clang_format() -> Counts:
+    tool = clang_tool("clang-format")
+    if tool is None:
+        return FAILED
+    return check(tool, "--dry-run", "-Werror", *native_sources(".cc", ".hh"))
+
+
+def test_clang_tidy() -> Counts:
+    """With the flags of the clang build; each source file is a test."""
+    tidy = clang_tool("clang-tidy")
+    if tidy is None or not configure(BUILD / "tsan", clang(), "-Db_sanitize=thread", "-Db_lundef=false"):
+        return FAILED
+    driver = clang_tool("run-clang-tidy") or "run-clang-tidy"
+    return check(
+        driver, "-clang-tidy-binary", tidy, "-p", BUILD / "tsan", "-quiet", "-j", JOBS, f"^{ROOT}/csrc/.*"
+    )
+
+
+def rewrite() -> Counts:
+    """Not a test: `make format`."""
+    counts = check("ruff", "check", "--fix", *PYTHON_SOURCES) + check("ruff", "format", *PYTHON_SOURCES)
+    return counts + check(clang_tool("clang-format") or "clang-format", "-i", *native_sources(".cc", ".hh"))
+
+
+PARTS: dict[str, Part] = {
+    "lint": test_lint,
+    "dialect": test_dialect,
+    "native": test_native,
+    "asan": test_asan,
+    "tsan": test_tsan,
+    "python": test_python,
+}
+OTHERS: dict[str, Part] = {
+    "ruff": test_ruff,
+    "mypy": test_mypy,
+    "clang-format": test_clang_format,
+    "clang-tidy": test_clang_tidy,
+    "format": rewrite,
+}
+
+
+def main(arguments: list[str]) -> int:
+    known = PARTS | OTHERS
+    if unknown := [name for name in arguments if name not in known]:
+        print(f"no part is called {unknown[0]}; there are {' '.join(known)}", file=sys.stderr)
+        return 2
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    total, lines = Counts(), []
+    for name in arguments or list(PARTS):
+        print(f"\n==== {name}", flush=True)
+        started = time.monotonic()
+        counts = known[name]()
+        lines.append(f"  {name:<13} {counts}  ({time.monotonic() - started:.0f} s)")
+        total += counts
+    print("\n" + "\n".join(lines))
+    (REPORTS / "summary.txt").write_text(f"{total}\n", encoding="utf-8")
+    print(total, flush=True)
+    return 0 if total.passed and not total.failed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,67 @@
+"""What the tests of the Python package share: engines, images, Python in a child process."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import engine
+
+IMAGE_BYTES = 1 << 20
+
+Script = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def eng() -> Iterator[engine.Engine]:
+    """With two contexts that are not pinned."""
+    with engine.Engine(contexts={"io0": None, "io1": None}) as opened:
+        yield opened
+
+
+@pytest.fixture
+def null(eng: engine.Engine) -> engine.BlockNode:
+    """A null node of 1 GiB whose reads fill their buffers with zeroes."""
+    return eng.open(driver="null", node_name="disk", size="1G", read_zeroes=True)
+
+
+@pytest.fixture(scope="session")
+def content() -> bytes:
+    """What `image` holds: seeded, and not compressible."""
+    return random.Random(1).randbytes(IMAGE_BYTES)
+
+
+@pytest.fixture
+def image(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def script() -> Script:
+    """Runs Python source in a child process. A hang is a failure, and shows where it hung."""
+
+    def run(source: str, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        prologue = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 5!r})\n"
+        process = subprocess.Popen(
+            [sys.executable, "-X", "dev", "-c", prologue + source, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"it hung:\n{out}\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
