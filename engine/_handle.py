@@ -7,6 +7,7 @@ so a signal cannot leave one behind. In the child of a fork nothing here touches
 
 from __future__ import annotations
 
+import atexit
 import enum
 import errno
 import os
@@ -32,7 +33,9 @@ class Handle:
     """One native object, and the native function that frees it, or refuses and leaves it as it was.
 
     Children are closed before it, newest first. They are held strongly, the Python objects in front of them
-    are not: so the order of closing does not depend on the order in which Python drops things.
+    are not: so the order of closing does not depend on the order in which Python drops things. What has no
+    function of its own (`free` is None) goes with its parent. What has no parent is closed at exit, because
+    native threads must have ended before the process does.
     """
 
     __slots__ = (
@@ -51,7 +54,7 @@ class Handle:
     def __init__(
         self,
         pointer: Any,
-        free: Callable[..., int],
+        free: Callable[..., int] | None,
         label: str,
         parent: Handle | None = None,
         with_error: bool = True,
@@ -68,6 +71,8 @@ class Handle:
         self._locks: dict[int, threading.RLock] = {}  # by thread; as many as threads that used it
         if parent is not None:
             parent.children[id(self)] = self
+        else:
+            atexit.register(self.dropped)
 
     @classmethod
     def make(
@@ -116,13 +121,12 @@ class Handle:
             raise Closed(errno.EBADF, f"{self.label} is closed")
         return self.pointer
 
-    def close(self, *, force: bool = False) -> None:
-        """Waits for calls in flight, closes the children, frees. Idempotent; a refusal leaves it open.
-
-        force: what is refused counts as closed all the same, because the parent's `free` takes care of it.
-        """
+    def close(self) -> None:
+        """Waits for calls in flight, closes the children, frees. Idempotent; a refusal leaves it open."""
         if self.foreign:
             self._state = _State.CLOSED  # there is nothing in this process to free
+            return
+        if self._free is None:
             return
         outcome: list[int] = []
         error = struct("engine_error")
@@ -130,19 +134,24 @@ class Handle:
         with self._closer:
             if self._state is not _State.OPEN:
                 return  # closed; or closing further up this very stack, from a signal handler or finalizer
-            self._state = _State.CLOSING
+            both = [self, *(child for child in self.children.values() if child._free is None)]
+            _set_state(both, _State.CLOSING)
             try:
-                self._drain()
-                self._close_children(force)
+                for handle in both:
+                    handle._drain()
+                # While it closes nobody can add to them: who makes a child holds `in_use()` of its parent.
+                for child in reversed(list(self.children.values())):
+                    child.close()
                 # One step of the interpreter: Ctrl-C comes before it or after it, with the outcome known.
                 outcome.extend(map(self._free, *((argument,) for argument in arguments)))
-                if not force:
-                    check(outcome[0], error, "close", self.label)
+                check(outcome[0], error, "close", self.label)
             finally:
-                freed = bool(outcome) and (force or outcome[0] >= 0)
-                self._state = _State.CLOSED if freed else _State.OPEN
+                freed = bool(outcome) and outcome[0] >= 0
+                _set_state(both, _State.CLOSED if freed else _State.OPEN)
         if self._parent is not None:
             self._parent.children.pop(id(self), None)
+        else:
+            atexit.unregister(self.dropped)
 
     def _drain(self) -> None:
         """Until no thread is inside a call that saw the object open."""
@@ -155,11 +164,6 @@ class Handle:
             with lock:
                 pass
 
-    def _close_children(self, force: bool) -> None:
-        # While it closes nobody can add to them: whoever makes a child holds `in_use()` of its parent.
-        for child in reversed(list(self.children.values())):
-            child.close(force=force or self._parent is None)
-
     def dropped(self, source: object = None) -> None:
         """The Python object went away, or the interpreter is going: closes what was open, and warns."""
         if self._state is not _State.OPEN or self.foreign or not self._closer.acquire(blocking=False):
@@ -170,6 +174,11 @@ class Handle:
         finally:
             self._closer.release()
         warnings.warn(f"unclosed {self.label}", ResourceWarning, stacklevel=3, source=source)
+
+
+def _set_state(handles: list[Handle], state: _State) -> None:
+    for handle in handles:
+        handle._state = state
 
 
 class Closeable:

@@ -40,6 +40,7 @@ class ProbeResult:
 
 
 def build_info() -> BuildInfo:
+    """Of the native library that is loaded."""
     info = struct("engine_build_info")
     lib.engine_get_build_info(info)
     return record_of(

@@ -136,9 +136,14 @@ class AioContext(Closeable):
     def close(self) -> None:
         """Ends its thread; idempotent. Conflict, naming the users, while queues or workloads are attached.
 
-        `main` lives as long as the engine, and cannot be closed.
+        `main` lives as long as the engine: InvalidArgument.
         """
-        self._handle.close()
+        if self._name != "main" or self._handle.foreign or self.closed:
+            self._handle.close()
+            return
+        error = struct("engine_error")
+        with self._handle.in_use():
+            check(lib.engine_context_close(self._handle.check(), error), error, "close", self._handle.label)
 
     def __repr__(self) -> str:
         return f"<AioContext {self._name!r}{' closed' if self.closed else ''}>"

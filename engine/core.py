@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,8 +32,8 @@ class Engine(Owner):
     """Contexts, and a graph of block nodes that they serve. Any number of engines may live in a process.
 
     locking: "per-node", or "global" for one mutex that every context holds while it works, as a yardstick.
-    lock_profile: keep histograms of wait and hold for every lock. contexts: name to CPUs, made at once;
-    None or [] leaves a context unpinned.
+    lock_profile: keep histograms of wait and hold for every lock. backend: of the context `main`. contexts:
+    name to CPUs, made at once; None or [] leaves a context unpinned.
     """
 
     def __init__(
@@ -42,6 +41,7 @@ class Engine(Owner):
         *,
         locking: str = "per-node",
         lock_profile: bool = False,
+        backend: str = "auto",
         contexts: Mapping[str, Sequence[int] | None] | None = None,
     ) -> None:
         if locking not in LOCKINGS:
@@ -49,6 +49,7 @@ class Engine(Owner):
         config = struct("engine_config")
         config.locking = LOCKINGS[locking]
         config.lock_profile = int(lock_profile)
+        config.backend = backend_number(backend)
         self._handle = Handle.make(
             "engine_t",
             lambda out, error: lib.engine_create(config, out, error),
@@ -58,7 +59,6 @@ class Engine(Owner):
         self._context_handles: dict[str, Handle] = {}  # strong: contexts are found by name
         self._contexts: WeakValueDictionary[str, AioContext] = WeakValueDictionary()
         self._nodes: WeakValueDictionary[int, BlockNode] = WeakValueDictionary()  # by native address
-        atexit.register(self._handle.dropped)  # native threads must have ended before the process does
         try:
             self._add_main()
             for name, cpus in (contexts or {}).items():
@@ -72,10 +72,7 @@ class Engine(Owner):
     def _add_main(self) -> None:
         with self._handle.in_use():
             pointer = lib.engine_context_find(self._handle.check(), b"main")
-        # The native side refuses to close it: it goes with the engine.
-        self._context_handles["main"] = Handle(
-            pointer, lib.engine_context_close, "context 'main'", self._handle
-        )
+        self._context_handles["main"] = Handle(pointer, None, "context 'main'", self._handle)
 
     def add_context(
         self,
@@ -177,14 +174,13 @@ class Engine(Owner):
             options = {"driver": "file", "filename": os.fspath(source), **options}
         flat = flatten(options)
         native = NativeOptions(flat)
-        name = str(flat.get("node-name") or flat.get("filename") or flat.get("file.filename") or "new node")
         with self._handle.in_use():
             instance = self._handle.check()
             handle = Handle.make(
                 "engine_node_t",
                 lambda out, error: lib.engine_node_open(instance, native.array, native.count, out, error),
                 lib.engine_node_close,
-                f"node {name!r}",
+                "new node",
                 self._handle,
             )
             try:
@@ -298,7 +294,10 @@ class Engine(Owner):
         )
         self._own(target, "target")
         home = self._context_handle(context)
-        handle = target._handle if isinstance(target, VirtQueue) else target._user()
+        if isinstance(target, VirtQueue):
+            handle = target._handle
+        else:
+            handle = target._user(writing=config.read_percent < 100)
         with ExitStack() as stack:
             for owner in (self._handle, handle, *((home,) if home else ())):
                 stack.enter_context(owner.in_use())
@@ -341,7 +340,6 @@ class Engine(Owner):
         Waits for calls in flight. In the child of a fork it does nothing: there is nothing there to close.
         """
         self._handle.close()
-        atexit.unregister(self._handle.dropped)
 
     def __repr__(self) -> str:
         return "<Engine closed>" if self.closed else f"<Engine, contexts {', '.join(self.contexts)}>"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from engine.experiment.host import (
+    OTHER_LIMIT_PERCENT,
     STEAL_LIMIT_PERCENT,
-    StealMeter,
+    HostMeter,
     cpu_model,
     format_cpu_list,
     governors,
@@ -21,7 +22,7 @@ from engine.experiment.host import (
     read_text,
 )
 
-_STEAL_SECONDS = 0.5
+_LOAD_SECONDS = 0.5
 _MEMLOCK_WANTED = 64 << 20  # registered buffers of some contexts; a ring itself needs little
 
 
@@ -149,14 +150,19 @@ def check_memlock() -> list[Check]:
     return [Check("memlock", "warn", text, wish)]
 
 
-def check_steal() -> list[Check]:
-    meter = StealMeter()
-    time.sleep(_STEAL_SECONDS)
-    percent = meter.percent()
-    text = f"{percent:.1f} % over {_STEAL_SECONDS:g} s"
-    if percent <= STEAL_LIMIT_PERCENT:
-        return [Check("steal", "ok", text)]
-    return [Check("steal", "warn", text, "other guests take CPU time from this one: measure at another time")]
+def check_load() -> list[Check]:
+    meter = HostMeter()
+    time.sleep(_LOAD_SECONDS)
+    load = meter.load()
+    over = f"over {_LOAD_SECONDS:g} s"
+    steal = Check("steal", "ok", f"{load.steal_percent:.1f} % {over}")
+    if load.steal_percent > STEAL_LIMIT_PERCENT:
+        wish = "other guests take CPU time from this one: measure at another time"
+        steal = replace(steal, status="warn", advice=wish)
+    busy = Check("other load", "ok", f"{load.other_percent(0.0):.0f} % {over}")
+    if load.other_percent(0.0) > OTHER_LIMIT_PERCENT:
+        busy = replace(busy, status="warn", advice="other processes use the CPUs: measure on a quiet machine")
+    return [steal, busy]
 
 
 # ---- the engine ----
@@ -169,7 +175,9 @@ def check_backends() -> list[Check]:
     for name in ("io_uring", "threads"):
         result = engine.probe_backend(name)
         if result.works:
-            checks.append(Check(name, "ok", f"works: {result.features}" if result.features else "works"))
+            features = result.features.removeprefix(name).lstrip(":, ")
+            told = features and features != "as asked"  # that is why the probe has it, and no feature
+            checks.append(Check(name, "ok", f"works: {features}" if told else "works"))
         else:
             checks.append(Check(name, "warn", f"does not work: {result.reason}", _backend_advice(name)))
     return checks
@@ -211,7 +219,7 @@ _PROBES: tuple[Callable[[], list[Check]], ...] = (
     check_numa,
     check_governor,
     check_memlock,
-    check_steal,
+    check_load,
     check_backends,
     check_clock,
     check_build,

@@ -28,6 +28,7 @@ PERMISSIONS = {
     "resize": lib.ENGINE_PERM_RESIZE,
 }
 EVERYTHING = ",".join(PERMISSIONS)
+_HARMLESS = ("read", "flush")
 _EXTENTS_AT_A_TIME = 128
 _CHECK_SIZE_FROM = (
     1 << 26
@@ -98,7 +99,7 @@ class BlockIO:
     _engine: Engine
     _alignment: int  # of buffers, bytes
 
-    def _user(self) -> Handle:
+    def _user(self, writing: bool) -> Handle:
         raise NotImplementedError
 
     @property
@@ -204,7 +205,7 @@ class BlockIO:
 
     def _extents(self, offset: int, end: int, context: AioContext | str | None) -> Iterator[Extent]:
         extents = ffi.new("engine_extent[]", _EXTENTS_AT_A_TIME)
-        user, error = self._user(), struct("engine_error")
+        user, error = self._user(writing=False), struct("engine_error")
         target = self._engine._context_handle(context)
         while offset < end:
             with target.in_use() if target else nullcontext(), user.in_use():
@@ -250,7 +251,7 @@ class BlockIO:
         context: AioContext | str | None,
         vector: IoVector | None = None,
     ) -> int:
-        user, error = self._user(), struct("engine_error")
+        user, error = self._user(operation not in _HARMLESS), struct("engine_error")
         target = self._engine._context_handle(context)
         array, count = (NULL, 0) if vector is None else (vector.array, vector.count)
         with target.in_use() if target else nullcontext(), user.in_use():
@@ -283,8 +284,9 @@ def _range(length: int, offset: int) -> tuple[int, int]:
 class BlockNode(BlockIO, Closeable):
     """A node of the block graph.
 
-    I/O through it goes by a user of its own, "python", which may read, and write and resize unless the node
-    is read-only, and shares everything. Nodes opened along with their parent (see `child`) belong to it.
+    I/O through it goes by a user called "python", which is made by the first read, holds the permissions to
+    write and resize from the first write on, and shares everything: until then it is in nobody's way. Nodes
+    opened along with their parent (see `child`) belong to it.
     """
 
     def __init__(self, engine: Engine, handle: Handle, pointer: Any, borrowed: bool = False) -> None:
@@ -292,13 +294,11 @@ class BlockNode(BlockIO, Closeable):
         self._handle = handle  # of a borrowed node: that of the node which it was opened with
         self._pointer = pointer
         self._borrowed = borrowed
-        self._python: Handle | None = None
-        self._attaching = threading.RLock()  # guards _python
+        self._users: dict[bool, Handle] = {}  # "python", who reads, and who writes as well
+        self._attaching = threading.RLock()  # guards _users
         info = self._native_info()
         self._name = text(info.name)
         self._alignment = int(info.memory_alignment)
-        if not borrowed:
-            self._user()
 
     def _live(self) -> Any:
         """Under `in_use()` of the handle."""
@@ -311,18 +311,18 @@ class BlockNode(BlockIO, Closeable):
             check(lib.engine_node_get_info(self._live(), info), None, "get info", self._handle.label)
         return info
 
-    def _user(self) -> Handle:
-        user = self._python
+    def _user(self, writing: bool) -> Handle:
+        user = self._users.get(True) or self._users.get(writing)
         if user is not None and not user.closed:
             return user
         with self._handle.in_use(), self._attaching:
             self._handle.check()
-            if self._python is None or self._python.closed:  # at open; or a close was refused half-way
-                wanted = "read" if self._native_info().read_only else EVERYTHING
-                self._python = self._attach(
-                    "python", wanted, EVERYTHING, f"node {self._name!r}", self._handle
-                )
-            return self._python
+            user = self._users.get(writing)
+            if user is None or user.closed:  # closed: a close of the node was refused half-way
+                wanted = EVERYTHING if writing else "read"
+                user = self._attach("python", wanted, EVERYTHING, f"node {self._name!r}", self._handle)
+                self._users[writing] = user
+            return user
 
     def _attach(
         self,
@@ -438,7 +438,7 @@ class BlockUser(BlockIO, Owner):
         self._handle = handle
         self._name = name
 
-    def _user(self) -> Handle:
+    def _user(self, writing: bool) -> Handle:
         return self._handle
 
     @property

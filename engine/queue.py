@@ -165,6 +165,7 @@ class VirtioBlk(Owner):
     def queues(self) -> list[VirtQueue]:
         """In order of index. Each keeps this disk open."""
         with self._handle.in_use():
+            self._handle.check()
             return [self._queue(index) for index in range(len(self._contexts))]
 
     def _queue(self, index: int) -> VirtQueue:

@@ -85,6 +85,8 @@ class Workload(Owner):
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it is over, at most `timeout` seconds; False when it is still running then.
 
+        InvalidArgument before `start()`.
+
         Ctrl-C is heard within 100 ms; the workload goes on, and `stop()`, `wait()`, `result()` give what it
         has done so far.
         """
@@ -95,6 +97,8 @@ class Workload(Owner):
                 slice_ns = max(0, min(slice_ns, int((deadline - time.monotonic()) * 1e9)))
             with self._handle.in_use():
                 result = lib.engine_workload_wait(self._handle.check(), slice_ns)
+            if result == -errno.EINVAL:
+                raise invalid(f"{self._handle.label} has not been started: there is nothing to wait for", "")
             if result != -errno.ETIMEDOUT:
                 check(result, None, "wait", self._handle.label)
                 return True

@@ -41,9 +41,11 @@ inline engine_error make_error() {
 // An engine that closes itself.
 class Engine {
   public:
-    Engine() {
+    // The backend is that of `main` and of every context.
+    explicit Engine(uint32_t backend = ENGINE_BACKEND_AUTO) : backend_(backend) {
         engine_config config{};
         config.size = sizeof config;
+        config.backend = backend;
         must(engine_create(&config, &engine_, &error_), "engine_create", error_);
     }
     ~Engine() { must(engine_close(engine_, &error_), "engine_close", error_); }
@@ -58,6 +60,7 @@ class Engine {
         config.cpus = cpu >= 0 ? &cpu : nullptr;
         config.cpu_count = cpu >= 0 ? 1 : 0;
         config.poll_max_ns = poll_max_ns;
+        config.backend = backend_;
         engine_context_t* context = nullptr;
         must(engine_context_create(engine_, &config, &context, &error_), name, error_);
         return context;
@@ -72,6 +75,7 @@ class Engine {
     engine_t* get() const { return engine_; }
 
   private:
+    uint32_t backend_;
     engine_t* engine_ = nullptr;
     engine_error error_ = make_error();
 };

@@ -12,7 +12,7 @@ from programs import micro
 
 
 def storm(settings: Settings) -> Comparison:
-    count = str(settings.count(20_000_000))
+    count = str(settings.count(10_000_000))
     subject = micro(
         "one-shot bottom halves", "bh_storm", "storm", count, "0", "1",
         path="engine_schedule_oneshot on a thread of its own (CPU 1) → inbox → context (CPU 0)",

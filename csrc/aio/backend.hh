@@ -9,6 +9,7 @@
 
 #include "aio/inbox.hh"
 #include "base/atomic.hh"
+#include "base/list.hh"
 
 namespace engine::aio {
 
@@ -39,7 +40,7 @@ struct IoOp : Message {
 };
 
 // A descriptor watched level-triggered, by the context that made it.
-struct FdHandler {
+struct FdHandler : base::Link {  // io_uring: linked while removed and still armed
     int fd = -1;
     uint32_t events = 0;  // POLLIN, POLLOUT
     void (*ready)(FdHandler*, uint32_t events) = nullptr;

@@ -207,14 +207,12 @@ void ThreadsBackend::reap() noexcept {
     if (fd_count_ != 0 && event_count_ == 0 && ++turns_since_look_ >= turns_between_looks) look_at_fds(0);
     run_fd_handlers();
     Message* done = done_.take_all();
-    uint64_t count = 0;
     while (done != nullptr) {
         auto* op = static_cast<IoOp*>(done);
-        done = done->next;  // `done` may free the operation
-        count++;
+        done = done->next;  // op->done may free the operation
+        stats.completed.increment();
         op->done(op, op->result);
     }
-    if (count != 0) stats.completed.add(count);
 }
 
 void ThreadsBackend::wait(int64_t timeout_ns) noexcept {

@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "aio/backend.hh"
@@ -20,6 +21,9 @@ namespace {
 
 // The low bits of a completion's user data say whose it is. IoOp and FdHandler are at least 8-aligned.
 enum Tag : uint64_t { tag_op = 0, tag_fd = 1, tag_wake = 2, tag_none = 3, tag_mask = 7 };
+
+constexpr unsigned cq_entries_min = 512;
+constexpr unsigned cq_entries_spare = 64;  // for fd polls and the wake-up
 
 class UringBackend final : public Backend {
   public:
@@ -56,6 +60,7 @@ class UringBackend final : public Backend {
     unsigned in_flight_ = 0;
     unsigned in_flight_max_ = 0;     // the completion queue holds them all
     base::Queue<Message> waiting_;   // operations beyond that
+    base::List<FdHandler> removed_;  // whose poll requests the kernel has not given back yet
     OffloadPool offload_;
 };
 
@@ -73,7 +78,7 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
     for (unsigned flags : wanted) {
         memset(&params, 0, sizeof params);
         params.flags = base_flags | flags;
-        params.cq_entries = choice.queue_depth * 8;
+        params.cq_entries = std::max(choice.queue_depth * 8, cq_entries_min);
         result = io_uring_queue_init_params(choice.queue_depth, &ring_, &params);
         used = flags;
         if (result != -EINVAL) break;  // an older kernel: ask for less
@@ -95,7 +100,7 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
     if (result < 0) return base::fail_os(error, -result, where, "io_uring: cannot set up a ring");
     ring_open_ = true;
     deferred_ = (used & IORING_SETUP_DEFER_TASKRUN) != 0;
-    in_flight_max_ = params.cq_entries - 64;  // fd polls and the wake-up have their share
+    in_flight_max_ = params.cq_entries - cq_entries_spare;
     event_fd_ = eventfd(0, EFD_CLOEXEC);
     if (event_fd_ < 0) return base::fail_os(error, errno, where, "cannot make an eventfd");
     bool pinned = false;
@@ -113,6 +118,10 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
 UringBackend::~UringBackend() {
     offload_.stop();
     if (ring_open_) io_uring_queue_exit(&ring_);
+    while (FdHandler* handler = removed_.front()) {
+        handler->unlink();
+        handler->released(handler);
+    }
     if (event_fd_ >= 0) close(event_fd_);
 }
 
@@ -280,6 +289,7 @@ void UringBackend::remove_fd(FdHandler* handler) noexcept {
         if (!handler->in_callback) handler->released(handler);  // else complete_fd is on the stack and will
         return;
     }
+    removed_.push_back(handler);
     io_uring_sqe* sqe = get_sqe();
     io_uring_prep_poll_remove(sqe, reinterpret_cast<uint64_t>(handler) | tag_fd);
     sqe->user_data = tag_none;

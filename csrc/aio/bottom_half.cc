@@ -37,14 +37,18 @@ int BottomHalf::schedule() noexcept { return request(armed); }
 void BottomHalf::run_scheduled(Message* message) noexcept {
     auto* self = static_cast<BottomHalf*>(message);
     while ((self->state_.load_acquire() & pushing) != 0) sched_yield();
+    // Once it is no longer queued, and the inbox closed, destroy() on another thread frees it at once.
+    AioContext& context = self->context_;
+    Function function = self->function_;
+    void* opaque = self->opaque_;
     uint32_t state = self->state_.fetch_and_acq_rel(~(queued | armed));
     if ((state & doomed) != 0) {
         delete self;
         return;
     }
     if ((state & armed) == 0) return;
-    self->context_.stats().bottom_halves.increment();
-    self->function_(self->opaque_);
+    context.stats().bottom_halves.increment();
+    function(opaque);
 }
 
 void BottomHalf::destroy(BottomHalf* bh) noexcept {

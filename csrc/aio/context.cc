@@ -30,11 +30,29 @@ void AioContext::enter_home() noexcept {
 }
 
 int AioContext::send(Message* message) noexcept {
+    if (ENGINE_UNLIKELY(!mark_.same_process())) return -ESHUTDOWN;
     switch (inbox_.push(message)) {
         case Push::closed: return -ESHUTDOWN;
         case Push::wake: backend_->wake(); return 0;
         case Push::queued: return 0;
     }
+    return 0;
+}
+
+bool AioContext::hold() noexcept {
+    uint32_t now = users.load_acquire();
+    do {
+        if ((now & no_holds) != 0) return false;
+    } while (!users.compare_exchange_acq_rel(now, now + 1));
+    return true;
+}
+
+int64_t AioContext::forbid_holds() noexcept {
+    uint32_t now = users.load_acquire();
+    do {
+        if ((now & no_holds) != 0) return -ESHUTDOWN;
+        if (now != 0) return now;
+    } while (!users.compare_exchange_acq_rel(now, no_holds));
     return 0;
 }
 
@@ -57,6 +75,15 @@ void AioContext::run() noexcept {
     }
 }
 
+// A callback may remove any poller, its own and the next one included.
+template <class F>
+void AioContext::for_each_poller(F&& f) noexcept {
+    for (Poller* poller = pollers_.front(); poller != nullptr; poller = next_poller_) {
+        next_poller_ = pollers_.after(poller);
+        f(poller);
+    }
+}
+
 // True when there is work left that needs no waiting.
 bool AioContext::turn() noexcept {
     stats_.turns.increment();
@@ -66,7 +93,7 @@ bool AioContext::turn() noexcept {
     unsigned ran = run_ready(ready_budget);
     if (ran != 0) stats_.ready_items.add(ran);
     bool progress = false;
-    pollers_.for_each([&](Poller* poller) { progress |= poller->poll(); });
+    for_each_poller([&](Poller* poller) { progress |= poller->poll(); });
     return progress || has_ready();
 }
 
@@ -85,7 +112,7 @@ void AioContext::run_inbox() noexcept {
 bool AioContext::work_in_sight() noexcept {
     if (!inbox_.empty() || backend_->has_completions()) return true;
     bool work = false;
-    pollers_.for_each([&](Poller* poller) { work |= poller->has_work(); });
+    for_each_poller([&](Poller* poller) { work |= poller->has_work(); });
     return work;
 }
 
@@ -114,15 +141,21 @@ bool AioContext::busy_poll(uint64_t start_ns, uint64_t deadline_ns) noexcept {
 void AioContext::idle() noexcept {
     uint64_t start_ns = base::now_ns();
     uint64_t deadline_ns = timers_.next_deadline_ns();
-    if (deadline_ns <= start_ns) return;
+    if (deadline_ns <= start_ns) {
+        backend_->submit();  // a timer that is always due must not keep it waiting
+        return;
+    }
     int64_t poll_max_ns = poll_max_ns_.load_relaxed();
-    if (poll_max_ns == 0) poll_ns_ = 0;
+    if (ENGINE_UNLIKELY(poll_ns_ > static_cast<uint64_t>(poll_max_ns))) {  // it has been lowered
+        poll_ns_ = static_cast<uint64_t>(poll_max_ns);
+        stats_.poll_current_ns.set(poll_ns_);
+    }
     if (poll_ns_ != 0 && busy_poll(start_ns, deadline_ns)) {
         adapt_poll(base::now_ns() - start_ns);
         return;
     }
     bool work = false;
-    pollers_.for_each([&](Poller* poller) { work |= poller->prepare_sleep(); });
+    for_each_poller([&](Poller* poller) { work |= poller->prepare_sleep(); });
     if (!work && inbox_.may_sleep()) {
         uint64_t sleep_start_ns = base::now_ns();
         int64_t timeout_ns = -1;
@@ -133,8 +166,10 @@ void AioContext::idle() noexcept {
         backend_->wait(timeout_ns);
         if (inbox_.woke_up()) stats_.wakeups.increment();
         stats_.sleep_ns.add(base::now_ns() - sleep_start_ns);
+    } else {
+        backend_->submit();  // nor must a stream of messages
     }
-    pollers_.for_each([&](Poller* poller) { poller->end_sleep(); });
+    for_each_poller([](Poller* poller) { poller->end_sleep(); });
     if (poll_max_ns != 0) adapt_poll(base::now_ns() - start_ns);
 }
 

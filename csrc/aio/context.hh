@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "aio/backend.hh"
+#include "aio/fork_mark.hh"
 #include "aio/inbox.hh"
 #include "aio/poller.hh"
 #include "aio/timer.hh"
@@ -59,7 +60,8 @@ class AioContext final : public coro::Executor {
     bool on_home() const noexcept { return current() == this; }
     // The context whose thread this is; null on foreign threads.
     static AioContext* current() noexcept;
-    // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will.
+    // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will; so it is in a
+    // child of fork(), which has no home thread.
     int send(Message* message) noexcept;
     // The same, and waits until it has run. -EDEADLK on any context's thread.
     template <class F>
@@ -67,15 +69,33 @@ class AioContext final : public coro::Executor {
     void set_poll_max_ns(int64_t ns) noexcept;
     void read_stats(engine_context_stats* out) const noexcept;
     int read_info(engine_context_info* out) const noexcept;
-    // Handles of others (queues, users, workloads) that keep it from closing.
+    // Handles of others (queues, workloads, calls under way) that keep it from closing.
     base::Atomic<uint32_t> users{0};
+    // Counts one more of them. False: it is closed, or about to.
+    bool hold() noexcept;
+    void let_go() noexcept { users.fetch_sub_acq_rel(1); }
+    // No more holds from here on: once, and only while there are none. Returns 0, the number that there are, or
+    // -ESHUTDOWN where another caller was first.
+    int64_t forbid_holds() noexcept;
+    // It could not be closed after all.
+    void allow_holds() noexcept { users.fetch_and_acq_rel(~no_holds); }
     // The engine that it belongs to: for callers above; nothing in here looks at it.
     Instance* instance = nullptr;
 
     // --- home only
     Backend& backend() noexcept { return *backend_; }
     TimerHeap& timers() noexcept { return timers_; }
-    void add_poller(Poller* poller) noexcept { pollers_.push_back(poller); }
+    // Ignored once the context is winding up: nobody polls any more.
+    void add_poller(Poller* poller) noexcept {
+        if (!stopping_) pollers_.push_back(poller);
+    }
+    // Also from inside any poller's callback.
+    void remove_poller(Poller* poller) noexcept {
+        if (poller == next_poller_) next_poller_ = pollers_.after(poller);
+        poller->unlink();
+    }
+    // Its last messages are being run: no timer fires and no descriptor is watched any more.
+    bool winding_up() const noexcept { return stopping_; }
     LoopStats& stats() noexcept { return stats_; }
     // Unique in the process for as long as it lives: the context's id above a counter.
     uint64_t next_request_id() noexcept { return id_base_ | (++last_request_ & 0xffffffffffffu); }
@@ -90,16 +110,21 @@ class AioContext final : public coro::Executor {
     bool turn() noexcept;
     void run_inbox() noexcept;
     void idle() noexcept;
+    template <class F>
+    void for_each_poller(F&& f) noexcept;
     bool busy_poll(uint64_t start_ns, uint64_t deadline_ns) noexcept;
     bool work_in_sight() noexcept;
     void adapt_poll(uint64_t idle_ns) noexcept;
     void wind_up() noexcept;
 
     ContextConfig config_;
+    ForkMark mark_;
     Inbox inbox_;
     std::unique_ptr<Backend> backend_;
     TimerHeap timers_;
+    static constexpr uint32_t no_holds = 1u << 31;
     base::List<Poller> pollers_;
+    Poller* next_poller_ = nullptr;  // while one is in its callback
     LoopStats stats_;
     base::Atomic<int64_t> poll_max_ns_{0};
     uint64_t poll_ns_ = 0;  // the adaptive budget

@@ -1,7 +1,10 @@
 // Timers and fd handlers for callers on any thread. The state is the home thread's; commands reach it by message.
 #include "aio/foreign.hh"
 
+#include <fcntl.h>
 #include <poll.h>
+
+#include <new>
 
 #include "base/alloc.hh"
 
@@ -9,6 +12,7 @@ namespace engine::aio {
 
 int ForeignTimer::send(Action action, uint64_t deadline_ns) noexcept {
     if (context_.on_home()) {
+        if (action == Action::arm && context_.winding_up()) return -ESHUTDOWN;
         apply(action, deadline_ns);
         return 0;
     }
@@ -20,30 +24,54 @@ int ForeignTimer::send(Action action, uint64_t deadline_ns) noexcept {
     command->run = [](Message* message) {
         base::Owner<Command> self(static_cast<Command*>(message));
         self->timer->apply(self->action, self->deadline_ns);
+        self->timer->release();
     };
+    references_.fetch_add_acq_rel(1);
     int result = context_.send(command.get());
-    if (result == 0) (void)command.release();
+    if (result == 0) {
+        (void)command.release();
+    } else {
+        release();
+    }
     return result;
 }
 
 void ForeignTimer::apply(Action action, uint64_t deadline_ns) noexcept {
-    if (action == Action::arm) {
-        context_.timers().arm(&timer_, deadline_ns);
+    if (action == Action::cancel) {
+        if (context_.timers().cancel(&timer_)) finish(0);
         return;
     }
+    if (context_.winding_up() || destroyed_) {
+        finish(0);
+        return;
+    }
+    try {
+        context_.timers().arm(&timer_, deadline_ns);
+    } catch (const std::bad_alloc&) {
+        finish(0);
+    }
+}
+
+void ForeignTimer::destroy_now() noexcept {
+    destroyed_ = true;
     if (context_.timers().cancel(&timer_)) finish(0);
-    if (action == Action::destroy) delete this;
+    release();
 }
 
 int ForeignTimer::arm(uint64_t deadline_ns) noexcept { return send(Action::arm, deadline_ns); }
 int ForeignTimer::cancel() noexcept { return send(Action::cancel, 0); }
 
 void ForeignTimer::destroy(ForeignTimer* timer) noexcept {
-    if (timer->send(Action::destroy, 0) == -ESHUTDOWN) delete timer;
+    if (timer->context_.on_home()) {
+        timer->destroy_now();
+    } else if (timer->context_.send(&timer->destruction_) != 0) {
+        timer->release();  // a context that has closed holds no timer
+    }
 }
 
 int ForeignFdHandler::create(AioContext& context, int fd, Function on_read, Function on_write, PollFunction poll,
                              void* opaque, ForeignFdHandler** out) {
+    if (fcntl(fd, F_GETFD) < 0) return -errno;
     auto* self = new ForeignFdHandler;
     self->context_ = &context;
     self->on_read_ = on_read;
@@ -79,7 +107,7 @@ int ForeignFdHandler::create(AioContext& context, int fd, Function on_read, Func
 
 void ForeignFdHandler::destroy(ForeignFdHandler* handler) noexcept {
     auto remove = [handler] {
-        handler->unlink();
+        handler->context_->remove_poller(handler);
         handler->context_->backend().remove_fd(&handler->handler_);
     };
     if (handler->context_->on_home()) {

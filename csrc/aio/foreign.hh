@@ -7,7 +7,7 @@
 namespace engine::aio {
 
 // For each arming `done` runs exactly once on the home thread: fired (1) or cancelled (0). A closing context
-// cancels. Arming one that is armed moves its deadline.
+// cancels, and so does one that has no memory left for another timer. Arming one that is armed moves its deadline.
 class ForeignTimer {
   public:
     using Function = void (*)(void* opaque, int fired);
@@ -17,6 +17,8 @@ class ForeignTimer {
         timer_.owner = this;
         timer_.fire = [](Timer* timer) { static_cast<Owned*>(timer)->owner->finish(1); };
         timer_.abandon = [](Timer* timer) { static_cast<Owned*>(timer)->owner->finish(0); };
+        destruction_.timer = this;
+        destruction_.run = [](Message* message) { static_cast<Command*>(message)->timer->destroy_now(); };
     }
     // Any thread. 0, -ENOMEM or -ESHUTDOWN.
     int arm(uint64_t deadline_ns) noexcept;
@@ -28,7 +30,7 @@ class ForeignTimer {
     struct Owned : Timer {
         ForeignTimer* owner;
     };
-    enum class Action : uint8_t { arm, cancel, destroy };
+    enum class Action : uint8_t { arm, cancel };
     struct Command : Message {
         ForeignTimer* timer;
         uint64_t deadline_ns;
@@ -37,12 +39,21 @@ class ForeignTimer {
     ~ForeignTimer() = default;
     int send(Action action, uint64_t deadline_ns) noexcept;
     void apply(Action action, uint64_t deadline_ns) noexcept;
+    void destroy_now() noexcept;
     void finish(int fired) noexcept { done_(opaque_, fired); }
+    void release() noexcept {
+        if (references_.fetch_sub_acq_rel(1) == 1) delete this;
+    }
 
     AioContext& context_;
     Function done_;
     void* opaque_;
     Owned timer_;
+    Command destruction_{};  // needs no memory when it is wanted
+    bool destroyed_ = false;  // home only
+    // Its user's, and one for each command under way: a closing context may refuse destroy() with an earlier
+    // command still to be run.
+    base::Atomic<uint32_t> references_{1};
 };
 
 class ForeignFdHandler final : private Poller {

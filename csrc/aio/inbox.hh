@@ -25,7 +25,11 @@ class Inbox {
     Push push(Message* message) noexcept {
         Message* head = head_.load_relaxed();
         do {
-            if (head == closed_mark()) return Push::closed;
+            if (head == closed_mark()) {
+                // Pairs with close(): who is refused sees all that the home thread did before.
+                (void)head_.load_acquire();
+                return Push::closed;
+            }
             message->next = head;
         } while (!head_.compare_exchange_seq_cst(head, message));
         // Whoever clears `sleeping_` wakes: exactly one pusher a sleep makes the system call.

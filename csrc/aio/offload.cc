@@ -134,9 +134,12 @@ void OffloadPool::watch() noexcept {
     context_->timers().arm(&rescue_, base::now_ns() + rescue_ns);
 }
 
-// With the lock: each operation in the queue gets a thread of its own.
+// With the lock: what runs will not come back soon, and each operation in the queue gets a thread of its own.
 void OffloadPool::call_all_slow() noexcept {
     average_ns_ = 4 * quick_ns;
+    busy_slow_ += busy_quick_;
+    busy_quick_ = 0;
+    rescues_++;
     for (Message* message = queue_.front(); message != nullptr; message = message->next) {
         auto* op = static_cast<IoOp*>(message);
         if (op->result == kind_quick) op->result = kind_slow;
@@ -186,13 +189,16 @@ void OffloadPool::run_one(std::unique_lock<std::mutex>& lock) noexcept {
         queued_slow_--;
         busy_slow_++;
         ring(lock);  // quick ones before it do not wait for it
+    } else {
+        busy_quick_++;
     }
+    unsigned rescues = rescues_;
     lock.unlock();
     uint64_t start_ns = base::now_ns();
     op->result = op->call(op);
     uint64_t taken_ns = base::now_ns() - start_ns;
     lock.lock();
-    if (kind != kind_quick) busy_slow_--;
+    (kind == kind_quick && rescues == rescues_ ? busy_quick_ : busy_slow_)--;
     if (kind != kind_surely_slow) {
         // A thread that lost its CPU for a while proves nothing: one sample counts for little.
         average_ns_ = (average_ns_ * 7 + std::min(taken_ns, 4 * quick_ns)) / 8;

@@ -89,7 +89,9 @@ class OffloadPool {
     unsigned threads_ = 0;    // running
     unsigned idle_ = 0;       // waiting, and not told to wake
     unsigned tokens_ = 0;     // told to wake, and not yet awake
-    unsigned busy_slow_ = 0;  // in a slow operation
+    unsigned busy_slow_ = 0;  // in a slow operation, or in one found stuck
+    unsigned busy_quick_ = 0;
+    unsigned rescues_ = 0;    // times that busy_quick_ was added to busy_slow_
     uint64_t pops_ = 0;
     uint64_t average_ns_ = 0;  // of a small buffered read or write: quick until proved slow
     bool ringing_ = false;     // the doorbell is in the inbox

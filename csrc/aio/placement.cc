@@ -164,7 +164,12 @@ int AioContext::set_up(engine_error* error) {
 
 void AioContext::thread_main(engine_error* error, int* result, Signal* started) {
     enter_home();
-    *result = set_up(error);
+    try {
+        *result = set_up(error);
+    } catch (const std::bad_alloc&) {
+        *result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "create context"},
+                             "context %s: out of memory", name().c_str());
+    }
     bool good = *result == 0;
     started->set();
     if (good) {
@@ -191,17 +196,21 @@ int AioContext::create(ContextConfig config, std::unique_ptr<AioContext>* out, e
     return 0;
 }
 
+// From the moment that the inbox is closed, whoever is refused there may free what belongs to it. So by then nothing
+// here points to a timer or a poller of others any more, and what is sent until then adds none.
 void AioContext::wind_up() noexcept {
+    if (config_.turn_mutex != nullptr) config_.turn_mutex->lock();
     while (has_ready()) run_ready(UINT_MAX);
-    // Closed: nothing can be sent any more. What was accepted before still runs.
+    timers_.abandon_all();
+    while (Poller* poller = pollers_.front()) poller->unlink();
+    // Nothing can be sent any more. What was accepted before still runs.
     for (Message* message = inbox_.close(); message != nullptr;) {
         Message* next = message->next;
         message->run(message);
         message = next;
     }
     while (has_ready()) run_ready(UINT_MAX);
-    timers_.abandon_all();
-    pollers_.for_each([](Poller* poller) { poller->unlink(); });
+    if (config_.turn_mutex != nullptr) config_.turn_mutex->unlock();
 }
 
 AioContext::~AioContext() { ENGINE_CHECK(!thread_.joinable()); }

@@ -29,15 +29,13 @@ int engine_node_close(engine_node_t* handle, engine_error* error) {
 
 engine_node_t* engine_node_find(engine_t* handle, const char* name) {
     Instance& engine = *unwrap(handle);
-    std::lock_guard guard(engine.control);
-    for (block::Node* node : engine.nodes) {
-        if (node->control->name == name) return wrap(node);
-    }
-    return nullptr;
+    if (name == nullptr || engine.check(nullptr, "find node", false) != 0) return nullptr;
+    return wrap(block::find_node(engine, name));
 }
 
 int engine_node_get_info(engine_node_t* handle, engine_node_info* out) {
     block::Node& node = *unwrap(handle);
+    if (int result = node.control->engine->check(nullptr, "query node", false); result != 0) return result;
     engine_node_info info{};
     info.read_only = node.read_only ? 1 : 0;
     base::copy_text(info.name, node.control->name.c_str());
@@ -66,6 +64,7 @@ engine_node_t* engine_node_get_child(engine_node_t* handle, uint32_t index, char
 
 int engine_node_get_stats(engine_node_t* handle, engine_context_t* context, engine_node_stats* out) {
     block::NodeControl& control = *unwrap(handle)->control;
+    if (int result = control.engine->check(nullptr, "query node", false); result != 0) return result;
     engine_node_stats stats{};
     base::Guard guard(control.edges);
     for (const auto& channel : control.channels) {
@@ -114,8 +113,15 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
     int result = engine.check(error, op_name(call->op));
     if (result != 0) return result;
     aio::AioContext* context = on == nullptr ? engine.main() : unwrap(on);
+    if (!context->hold()) {
+        return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN, {.operation = op_name(call->op)},
+                          "context %s is closed", context->name().c_str());
+    }
     result = block::open_port(user, context, &call->port, error);
-    if (result != 0) return result;
+    if (result != 0) {
+        context->let_go();
+        return result;
+    }
     base::clear(error);
     call->error = error;
     call->complete = [](block::Request* request) { static_cast<Call*>(request)->done.set(); };
@@ -127,7 +133,11 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
     result = context->send(call);
     if (result == 0) call->done.wait();
     user->references.fetch_sub_acq_rel(1);
-    if (result == 0 && call->result >= 0) return call->result;
+    context->let_go();
+    if (result == 0 && call->result >= 0) {
+        base::clear(error);  // a way that was tried first may have failed
+        return call->result;
+    }
     int errnum = static_cast<int>(result != 0 ? -result : -call->result);
     if (error != nullptr && error->kind == ENGINE_ERROR_NONE) {
         const char* name = user->node->control->name.c_str();

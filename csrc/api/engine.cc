@@ -47,6 +47,9 @@ int start_context(Instance& engine, aio::ContextConfig config, engine_context_t*
         }
     }
     if (engine.locking == ENGINE_LOCKING_GLOBAL) config.turn_mutex = &engine.turn_mutex;
+    // Whatever may fail comes first: a context that runs must find its place.
+    engine.contexts.reserve(engine.contexts.size() + 1);
+    engine.retired.reserve(engine.retired.size() + engine.contexts.size() + 1);
     std::unique_ptr<aio::AioContext> context;
     int result = aio::AioContext::create(std::move(config), &context, error);
     if (result != 0) return result;
@@ -86,6 +89,10 @@ int engine_create(const engine_config* given, engine_t** out, engine_error* erro
         engine_config config;
         int result = read_config(given, &config, "engine_config", error);
         if (result != 0) return result;
+        if (config.backend > ENGINE_BACKEND_THREADS) {
+            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "backend"}, "unknown backend %u",
+                              config.backend);
+        }
         if (config.locking > ENGINE_LOCKING_GLOBAL) {
             return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "locking"}, "unknown locking mode %u",
                               config.locking);
@@ -97,6 +104,7 @@ int engine_create(const engine_config* given, engine_t** out, engine_error* erro
         if (instance->lock_profile) instance->turn_mutex.enable_profile();
         aio::ContextConfig main_config;
         main_config.name = "main";
+        main_config.backend = config.backend;
         main_config.poll_max_ns = 0;  // it serves control and background work: it does not spin
         result = start_context(*instance, std::move(main_config), nullptr, error);
         if (result != 0) return result;
@@ -146,11 +154,22 @@ int engine_context_close(engine_context_t* handle, engine_error* error) {
         if (context == engine.main()) {
             return base::fail(error, ENGINE_ERROR_INVALID, EBUSY, where, "context main lives until the engine closes");
         }
-        if (uint32_t users = context->users.load_acquire(); users != 0) {
-            return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, where,
-                              "context %s serves %u queues or workloads: close them first", context->name().c_str(), users);
+        int64_t holds = context->forbid_holds();
+        if (holds < 0) {
+            return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN, where, "context %s is closed already",
+                              context->name().c_str());
         }
-        block::drop_channels(engine, context);
+        if (holds != 0) {
+            return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, where,
+                              "context %s serves %ld queues, workloads or calls: close them first",
+                              context->name().c_str(), static_cast<long>(holds));
+        }
+        try {
+            block::drop_channels(engine, context);
+        } catch (const std::bad_alloc&) {
+            context->allow_holds();
+            throw;
+        }
         context->stop();
         std::lock_guard guard(engine.control);
         auto found = std::find_if(engine.contexts.begin(), engine.contexts.end(),
@@ -164,12 +183,9 @@ int engine_context_close(engine_context_t* handle, engine_error* error) {
 
 int engine_close(engine_t* handle, engine_error* error) {
     return guarded(error, "close engine", [&] {
-        std::unique_ptr<Instance> engine(unwrap(handle));
+        Instance* engine = unwrap(handle);
         int result = engine->check(error, "close engine");
-        if (result != 0) {
-            (void)engine.release();  // of another process, or on the wrong thread: leave it alone
-            return result;
-        }
+        if (result != 0) return result;
         // Nodes in use keep the engine open: closing under their users would be worse than saying so.
         for (bool progress = true; progress && !engine->nodes.empty();) {
             progress = false;
@@ -178,11 +194,10 @@ int engine_close(engine_t* handle, engine_error* error) {
                 if (block::close_node(node, error) == 0) progress = true;
             }
         }
-        if (!engine->nodes.empty()) {
-            (void)engine.release();
-            return -EBUSY;
-        }
+        if (!engine->nodes.empty()) return -EBUSY;
+        base::clear(error);  // what was in use at first
         for (auto it = engine->contexts.rbegin(); it != engine->contexts.rend(); ++it) (*it)->stop();
+        delete engine;
         return 0;
     });
 }
@@ -214,13 +229,16 @@ int engine_context_set_poll(engine_context_t* handle, int64_t poll_max_ns) {
 
 uint32_t engine_lock_count(engine_t* handle) {
     Instance& engine = *unwrap(handle);
+    if (engine.check(nullptr, "query locks", false) != 0) return 0;
     std::lock_guard guard(engine.control);
     return static_cast<uint32_t>(engine.nodes.size()) + (engine.locking == ENGINE_LOCKING_GLOBAL ? 1 : 0);
 }
 
 int engine_lock_get(engine_t* handle, uint32_t index, engine_lock_info* out) {
     Instance& engine = *unwrap(handle);
-    auto info = std::make_unique<engine_lock_info>();
+    if (int result = engine.check(nullptr, "query locks", false); result != 0) return result;
+    std::unique_ptr<engine_lock_info> info(new (std::nothrow) engine_lock_info);
+    if (info == nullptr) return -ENOMEM;
     memset(info.get(), 0, sizeof *info);
     base::Histogram::reset(&info->wait_ns);
     base::Histogram::reset(&info->hold_ns);

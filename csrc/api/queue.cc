@@ -43,6 +43,8 @@ engine_queue_t* engine_disk_get_queue(engine_disk_t* handle, uint32_t index) {
 
 int engine_queue_get_stats(engine_queue_t* handle, engine_queue_stats* out) {
     engine_queue_stats stats{};
+    int result = engine_of(unwrap(handle)->disk()).check(nullptr, "query queue", false);
+    if (result != 0) return result;
     unwrap(handle)->read_stats(&stats);
     return write_out(stats, out);
 }
@@ -63,7 +65,6 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
     result = driver.attach(queue, 1, data ? bytes : virtio::sector_bytes, notifier, error);
     if (result != 0) return result;
     if (out != nullptr) memcpy(driver.data(0), out, bytes);
-    queue.disk().user()->references.fetch_add_acq_rel(1);
     bool added = driver.add(0, type, offset, bytes, flags);
     uint32_t slot = 0;
     virtio::BlkStatus status = virtio::blk_ioerr;
@@ -74,9 +75,13 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
         called.wait();
         done = driver.reap(&slot, &status);
     }
+    if (!done) {
+        engine_queue_stats stats{};
+        queue.read_stats(&stats);
+        return base::fail(error, ENGINE_ERROR_CORRUPT, EIO, where, "the queue broke: %s",
+                          driver.broken() ? driver.error().message : stats.error.message);
+    }
     driver.detach();
-    queue.disk().user()->references.fetch_sub_acq_rel(1);
-    if (!done) return base::fail(error, ENGINE_ERROR_CORRUPT, EIO, where, "the queue broke: %s", driver.error().message);
     if (status != virtio::blk_ok) {
         bool unsupported = status == virtio::blk_unsupported;
         return base::fail(error, unsupported ? ENGINE_ERROR_UNSUPPORTED : ENGINE_ERROR_OS, unsupported ? ENOTSUP : EIO, where,
@@ -87,30 +92,56 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
     return 0;
 }
 
+int check_request(uint32_t op, const void* data, uint64_t offset, uint64_t bytes, uint32_t flags, engine_error* error) {
+    base::Where where{.operation = "queue request", .field = "bytes", .offset = offset};
+    constexpr uint64_t most = uint64_t{1} << 30;
+    if (offset % virtio::sector_bytes != 0 || bytes % virtio::sector_bytes != 0 || bytes > most) {
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
+                          "%lu bytes at offset %lu: a queue takes multiples of 512 bytes, at most 1 GiB", bytes, offset);
+    }
+    if ((op == ENGINE_OP_READ || op == ENGINE_OP_WRITE) && data == nullptr && bytes != 0) {
+        where.field = "data";
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "%lu bytes to transfer, and no buffer", bytes);
+    }
+    where.field = "flags";
+    if ((flags & ~uint32_t{ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK}) != 0) {
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "unknown flags 0x%x", flags);
+    }
+    if ((flags & ENGINE_NO_FALLBACK) != 0) {
+        return base::fail(error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP, where,
+                          "virtio-blk has no word for NO_FALLBACK: leave it out, or ask the node itself");
+    }
+    return 0;
+}
+
+int send_request(engine_queue_t* queue, uint32_t op, void* data, uint64_t offset, uint64_t bytes, uint32_t flags,
+                 engine_error* error) {
+    switch (op) {
+        case ENGINE_OP_READ: return one_request(queue, virtio::blk_in, data, nullptr, offset, bytes, 0, error);
+        case ENGINE_OP_WRITE: return one_request(queue, virtio::blk_out, nullptr, data, offset, bytes, 0, error);
+        case ENGINE_OP_FLUSH: return one_request(queue, virtio::blk_flush, nullptr, nullptr, 0, 0, 0, error);
+        case ENGINE_OP_DISCARD:
+            return one_request(queue, virtio::blk_discard, nullptr, nullptr, offset, bytes, 0, error);
+        case ENGINE_OP_WRITE_ZEROES:
+            return one_request(queue, virtio::blk_write_zeroes, nullptr, nullptr, offset, bytes,
+                               (flags & ENGINE_MAY_UNMAP) != 0 ? virtio::blk_range_unmap : 0, error);
+        default:
+            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "queue request", .field = "op"},
+                              "operation %u does not exist on a queue", op);
+    }
+}
+
 }  // namespace
 
 int engine_queue_io(engine_queue_t* queue, uint32_t op, void* data, uint64_t offset, uint64_t bytes, uint32_t flags,
                     engine_error* error) {
     return guarded(error, "queue request", [&] {
-        base::Where where{.operation = "queue request", .field = "bytes", .offset = offset};
-        constexpr uint64_t most = uint64_t{1} << 30;
-        if (offset % virtio::sector_bytes != 0 || bytes % virtio::sector_bytes != 0 || bytes > most) {
-            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
-                              "%lu bytes at offset %lu: a queue takes multiples of 512 bytes, at most 1 GiB", bytes, offset);
-        }
-        switch (op) {
-            case ENGINE_OP_READ: return one_request(queue, virtio::blk_in, data, nullptr, offset, bytes, 0, error);
-            case ENGINE_OP_WRITE: return one_request(queue, virtio::blk_out, nullptr, data, offset, bytes, 0, error);
-            case ENGINE_OP_FLUSH: return one_request(queue, virtio::blk_flush, nullptr, nullptr, 0, 0, 0, error);
-            case ENGINE_OP_DISCARD:
-                return one_request(queue, virtio::blk_discard, nullptr, nullptr, offset, bytes, 0, error);
-            case ENGINE_OP_WRITE_ZEROES:
-                return one_request(queue, virtio::blk_write_zeroes, nullptr, nullptr, offset, bytes,
-                                   (flags & ENGINE_MAY_UNMAP) != 0 ? virtio::blk_range_unmap : 0, error);
-            default:
-                where.field = "op";
-                return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "operation %u does not exist on a queue", op);
-        }
+        int result = check_request(op, data, offset, bytes, flags, error);
+        if (result == 0) result = send_request(queue, op, data, offset, bytes, flags, error);
+        // FUA does not exist on the wire (section 5.2.6): a driver follows such a write with a flush.
+        bool durable = (flags & ENGINE_FUA) != 0 && (op == ENGINE_OP_WRITE || op == ENGINE_OP_WRITE_ZEROES);
+        if (result == 0 && durable) result = send_request(queue, ENGINE_OP_FLUSH, nullptr, 0, 0, 0, error);
+        return result;
     });
 }
 
@@ -162,21 +193,29 @@ int engine_workload_create(engine_t* handle, const engine_workload_config* given
 }
 
 int engine_workload_start(engine_workload_t* handle, engine_error* error) {
-    return guarded(error, "start workload", [&] { return unwrap(handle)->start(error); });
+    return guarded(error, "start workload", [&] {
+        int result = unwrap(handle)->engine().check(error, "start workload");
+        return result != 0 ? result : unwrap(handle)->start(error);
+    });
 }
 int engine_workload_stop(engine_workload_t* handle) {
-    unwrap(handle)->stop();
-    return 0;
+    int result = unwrap(handle)->engine().check(nullptr, "stop workload", false);
+    return result != 0 ? result : unwrap(handle)->stop();
 }
-int engine_workload_wait(engine_workload_t* handle, uint64_t timeout_ns) { return unwrap(handle)->wait(timeout_ns); }
+int engine_workload_wait(engine_workload_t* handle, uint64_t timeout_ns) {
+    int result = unwrap(handle)->engine().check(nullptr, "wait for workload");
+    return result != 0 ? result : unwrap(handle)->wait(timeout_ns);
+}
 int engine_workload_get_result(engine_workload_t* handle, engine_workload_result* out) {
-    auto result = std::make_unique<engine_workload_result>();
+    std::unique_ptr<engine_workload_result> result(new (std::nothrow) engine_workload_result);
+    if (result == nullptr) return -ENOMEM;
     memset(result.get(), 0, sizeof *result);
     unwrap(handle)->read_result(result.get());
     return write_out(*result, out);
 }
 int engine_workload_close(engine_workload_t* handle) {
-    if (aio::AioContext::current() != nullptr) return -EDEADLK;
+    int result = unwrap(handle)->engine().check(nullptr, "close workload");
+    if (result != 0) return result;
     unwrap(handle)->close();
     delete unwrap(handle);
     return 0;

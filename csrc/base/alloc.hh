@@ -20,6 +20,7 @@ struct Deleter {
     // Owner<Derived> becomes Owner<Base> where ~Base is virtual.
     template <class U>
         requires(std::is_convertible_v<U*, T*> && std::has_virtual_destructor_v<T>)
+    // NOLINTNEXTLINE(google-explicit-constructor): unique_ptr converts by it
     constexpr Deleter(const Deleter<U>&) noexcept {}
 
     void operator()(T* object) const noexcept {
@@ -80,6 +81,7 @@ struct Allocator {
 
     constexpr Allocator() noexcept = default;
     template <class U>
+    // NOLINTNEXTLINE(google-explicit-constructor): containers convert by it
     constexpr Allocator(const Allocator<U>&) noexcept {}
 
     [[nodiscard]] T* allocate(size_t count) {

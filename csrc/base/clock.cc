@@ -60,7 +60,7 @@ ClockScale calibrate() {
     ClockScale scale{0, 0, 0, false};
 #if defined(__x86_64__)
     if (!invariant_tsc() || !kernel_trusts_tsc()) return scale;
-    uint64_t ticks0, ns0, ticks1, ns1;
+    uint64_t ticks0 = 0, ns0 = 0, ticks1 = 0, ns1 = 0;
     read_pair(&ticks0, &ns0);
     do {  // 5 ms with stamps good to some 50 ns: an error of about ten in a million
         read_pair(&ticks1, &ns1);

@@ -78,6 +78,10 @@ class List {
     bool empty() const noexcept { return !head_.linked(); }
     void push_back(T* item) noexcept { item->insert_before(&head_); }
     T* front() const noexcept { return empty() ? nullptr : static_cast<T*>(head_.following); }
+    // Of an item in this list; null at the end.
+    T* after(const T* item) const noexcept {
+        return item->following == &head_ ? nullptr : static_cast<T*>(item->following);
+    }
     // Safe against removal of the current item, not of the next one.
     template <class F>
     void for_each(F&& f) {

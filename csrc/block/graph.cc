@@ -83,12 +83,8 @@ void inherit(const OptionBag& bag, OptionBag* nested) {
 }
 
 int find_named(Instance& engine, const std::string& name, Node** out, const char* role, engine_error* error) {
-    std::lock_guard guard(engine.control);
-    for (Node* node : engine.nodes) {
-        if (node->control->name != name) continue;
-        *out = node;
-        return 0;
-    }
+    *out = find_node(engine, name);
+    if (*out != nullptr) return 0;
     return base::fail(error, ENGINE_ERROR_INVALID, ENOENT, {.operation = "open", .field = role},
                       "option '%s': there is no node '%s'; for a file write %s.driver=file,%s.filename=…", role,
                       name.c_str(), role, role);
@@ -103,11 +99,17 @@ void close_children(NodeControl& control) {
 }
 
 int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag, engine_error* error) {
+    std::string user_name = "node " + node.control->name;  // first: once the child is there nothing may fail unseen
     OptionBag nested = bag->take(def.role);
     const std::string* reference = bag->find(def.role);
     Child child{.role = def.role, .node = nullptr, .user = nullptr, .owned = false};
     int result = 0;
     if (reference != nullptr) {
+        if (!nested.all().empty()) {
+            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = def.role},
+                              "option '%s' names node '%s', and '%s.%s' describes a new one: give one of the two",
+                              def.role, reference->c_str(), def.role, nested.all().begin()->first.c_str());
+        }
         result = find_named(engine, *reference, &child.node, def.role, error);
         bag->erase(def.role);
     } else {
@@ -123,8 +125,7 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
         child.owned = result == 0;
     }
     if (result != 0) return result;
-    std::string user_name = "node " + node.control->name;
-    node.control->children.push_back(child);
+    node.control->children.push_back(std::move(child));  // there is room, see set_up
     return create_user(child.node, user_name.c_str(), node.read_only ? child_read_permissions : child_permissions,
                        child_shared, &node.control->children.back().user, error);
 }
@@ -156,6 +157,7 @@ void forget_node(Instance& engine, Node& node) {
 int set_up(Instance& engine, Node& node, OptionBag& bag, engine_error* error) {
     const std::string* read_only = bag.find("read-only");
     node.read_only = read_only != nullptr && (*read_only == "on" || *read_only == "true" || *read_only == "yes" || *read_only == "1");
+    node.control->children.reserve(node.driver->children.size());
     for (const ChildDef& def : node.driver->children) {
         int result = open_child(engine, node, def, &bag, error);
         if (result != 0) return result;
@@ -173,7 +175,21 @@ int set_up(Instance& engine, Node& node, OptionBag& bag, engine_error* error) {
     return result;
 }
 
+// No longer found by a closing context, and not in its hands either.
+void retire_node(Instance& engine, Node& node) {
+    forget_node(engine, node);
+    std::lock_guard guard(engine.dropping);
+}
+
 }  // namespace
+
+Node* find_node(Instance& engine, std::string_view name) {
+    std::lock_guard guard(engine.control);
+    for (Node* node : engine.nodes) {
+        if (node->control->open && node->control->name == name) return node;
+    }
+    return nullptr;
+}
 
 int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error) {
     const std::string* name = bag.find("driver");
@@ -186,7 +202,12 @@ int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error) 
                           name == nullptr ? "option 'driver' is missing" : "there is no driver '",
                           name == nullptr ? "" : name->c_str(), name == nullptr ? "" : "'", known.c_str());
     }
-    NodeOwner node = allocate_node(*driver);
+    return open_node(engine, *driver, std::move(bag), out, error);
+}
+
+int open_node(Instance& engine, const Driver& driver, OptionBag bag, Node** out, engine_error* error) {
+    if (bag.find("driver") == nullptr) bag.set("driver", driver.name);
+    NodeOwner node = allocate_node(driver);
     if (node == nullptr) {
         return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "no memory for a node");
     }
@@ -194,12 +215,18 @@ int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error) 
     if (engine.lock_profile) node->control->edges.enable_profile();
     int result = name_node(engine, *node, bag, error);
     if (result != 0) return result;
-    result = set_up(engine, *node, bag, error);
+    try {
+        result = set_up(engine, *node, bag, error);
+    } catch (const std::bad_alloc&) {
+        result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "open: out of memory");
+    }
     if (result != 0) {
         close_children(*node->control);
-        forget_node(engine, *node);
+        retire_node(engine, *node);
         return result;
     }
+    std::lock_guard guard(engine.control);
+    node->control->open = true;
     *out = node.release();
     return 0;
 }
@@ -213,19 +240,26 @@ void destroy_channel(Channel& channel) {
     channel.state_memory.reset();
 }
 
-void drop_channels_of(Node* node, aio::AioContext* only) {
-    std::vector<std::unique_ptr<Channel>> dropped;
-    {
-        base::Guard guard(node->control->edges);
-        auto& channels = node->control->channels;
-        for (auto& channel : channels) {
-            if (only == nullptr || channel->context == only) dropped.push_back(std::move(channel));
-        }
-        std::erase_if(channels, [](const auto& channel) { return channel == nullptr; });
+// Takes a channel out of the node's hands: that on a context, or any. Null: there is none.
+std::unique_ptr<Channel> take_channel(Node* node, const aio::AioContext* only) noexcept {
+    base::Guard guard(node->control->edges);
+    auto& channels = node->control->channels;
+    for (auto& channel : channels) {
+        if (only != nullptr && channel->context != only) continue;
+        std::swap(channel, channels.back());
+        std::unique_ptr<Channel> taken = std::move(channels.back());
+        channels.pop_back();
+        return taken;
     }
-    for (auto& channel : dropped) {
+    return nullptr;
+}
+
+// Needs no memory: closing must not stop half-way.
+void drop_channels_of(Node* node, const aio::AioContext* only) noexcept {
+    while (std::unique_ptr<Channel> channel = take_channel(node, only)) {
         Channel* raw = channel.get();
-        raw->context->call_and_wait([raw] { destroy_channel(*raw); });
+        // A context that has closed meanwhile touches no channel any more.
+        if (raw->context->call_and_wait([raw] { destroy_channel(*raw); }) != 0) destroy_channel(*raw);
     }
 }
 
@@ -243,6 +277,7 @@ int make_channel(Node* node, aio::AioContext* context, Channel** out) {
     auto channel = std::make_unique<Channel>();
     channel->node = node;
     channel->context = context;
+    channel->children.reserve(node->control->children.size());
     for (const Child& child : node->control->children) {
         Channel* below = nullptr;
         int result = make_channel(child.node, context, &below);
@@ -252,12 +287,13 @@ int make_channel(Node* node, aio::AioContext* context, Channel** out) {
     if (node->driver->channel_state_size != 0) {
         channel->state_memory = std::make_unique<std::byte[]>(node->driver->channel_state_size);
     }
+    base::Guard guard(node->control->edges);
+    node->control->channels.reserve(node->control->channels.size() + 1);
     if (node->driver->open_channel != nullptr) {
         int result = node->driver->open_channel(*channel);
         if (result != 0) return result;
     }
     *out = channel.get();
-    base::Guard guard(node->control->edges);
     node->control->channels.push_back(std::move(channel));
     return 0;
 }
@@ -276,14 +312,15 @@ int close_node(Node* node, engine_error* error) {
         }
     }
     drop_channels_of(node, nullptr);
+    retire_node(*control.engine, *node);
     if (node->driver->close != nullptr) node->driver->close(*node);
     close_children(control);
-    forget_node(*control.engine, *node);
     NodeOwner owner(node);
     return 0;
 }
 
 void drop_channels(Instance& engine, aio::AioContext* context) {
+    std::lock_guard one_at_a_time(engine.dropping);
     std::vector<Node*> nodes;
     {
         std::lock_guard guard(engine.control);
@@ -296,7 +333,13 @@ int open_port(User* user, aio::AioContext* context, Port* out, engine_error* err
     Channel* channel = find_channel(user->node, context);
     if (channel == nullptr) {
         int made = 0;
-        int result = context->call_and_wait([&] { made = make_channel(user->node, context, &channel); });
+        int result = context->call_and_wait([&] {
+            try {
+                made = make_channel(user->node, context, &channel);
+            } catch (const std::bad_alloc&) {
+                made = -ENOMEM;
+            }
+        });
         if (result == 0) result = made;
         if (result != 0) {
             return base::fail_os(error, -result, {.node = user->node->control->name.c_str(), .operation = "attach"},

@@ -24,6 +24,9 @@ struct Instance {
     std::vector<std::unique_ptr<aio::AioContext>> retired;   // stopped; kept for those who may still send to them
     std::vector<block::Node*> nodes;
     uint64_t next_name = 0;
+    // Held while a closing context drops its channels, and passed through by who is about to free a node that is no
+    // longer in `nodes`. Before `control`.
+    std::mutex dropping;
 
     aio::AioContext* main() noexcept { return contexts[0].get(); }
     // Refuses a child of a fork, and a caller on a context's own thread where the call blocks.
@@ -35,7 +38,12 @@ namespace block {
 std::span<const Driver* const> drivers() noexcept;
 const Driver* find_driver(std::string_view name) noexcept;
 
+// The driver is named in the options …
 int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error);
+// … or it is given: one that need not be in the registry.
+int open_node(Instance& engine, const Driver& driver, OptionBag bag, Node** out, engine_error* error);
+// An open node of that name, or null. Any thread.
+Node* find_node(Instance& engine, std::string_view name);
 int close_node(Node* node, engine_error* error);
 int create_user(Node* node, const char* name, uint32_t permissions, uint32_t shared, User** out,
                 engine_error* error);

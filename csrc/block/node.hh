@@ -119,6 +119,7 @@ struct NodeControl {
     Instance* engine = nullptr;
     std::string name;
     std::string filename;
+    bool open = false;  // guarded by Instance::control: until then it has its name, and nobody finds it
     base::Mutex edges;  // rank 1: children, parents, users, channels
     std::vector<Child> children;
     std::vector<User*> users ENGINE_GUARDED_BY(edges);

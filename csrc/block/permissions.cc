@@ -57,6 +57,12 @@ int create_user(Node* node, const char* name, uint32_t permissions, uint32_t sha
         return base::fail(error, ENGINE_ERROR_REFUSED, EROFS, where, "node %s is read-only: user '%s' cannot have %s",
                           control.name.c_str(), name, permission_names(permissions & changes).c_str());
     }
+    auto user = std::make_unique<User>();
+    user->node = node;
+    user->name = name;
+    user->permissions = permissions;
+    user->shared = shared;
+    user->allowed_ops = ops_of(permissions);
     base::Guard guard(control.edges);
     for (const User* other : control.users) {
         if (uint32_t bits = permissions & ~other->shared; bits != 0) {
@@ -66,14 +72,8 @@ int create_user(Node* node, const char* name, uint32_t permissions, uint32_t sha
             return conflict(error, node, name, *other, "held by the second, not shared by the first", bits);
         }
     }
-    auto* user = new User;
-    user->node = node;
-    user->name = name;
-    user->permissions = permissions;
-    user->shared = shared;
-    user->allowed_ops = ops_of(permissions);
-    control.users.push_back(user);
-    *out = user;
+    control.users.push_back(user.get());
+    *out = user.release();
     return 0;
 }
 

@@ -29,7 +29,6 @@ namespace engine::coro {
 // Why a task has no result of its own: no memory for its frame, or std::bad_alloc left its body.
 struct TaskFailure {
     int error;  // negative errno
-    constexpr operator int64_t() const noexcept { return error; }
 };
 
 // Every task returns a result, in which a failure has a place: an integer (0 or more, or -errno), or a struct

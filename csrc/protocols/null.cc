@@ -9,8 +9,6 @@ namespace engine::block {
 
 namespace {
 
-constexpr uint64_t default_bytes = uint64_t{1} << 30;
-
 struct NullState {
     uint64_t latency_ns;
     bool read_zeroes;

@@ -1,6 +1,7 @@
 // virtio-blk: what chains mean (VIRTIO 1.2, section 5.2.6). Home thread of the queue's context.
 #include "virtio/blk.hh"
 
+#include <cstdio>
 #include <cstring>
 
 #include "base/error.hh"
@@ -25,7 +26,10 @@ bool BlkQueue::poll() {
     while (free_ != nullptr && running_) {
         Slot* slot = free_;
         if (!ring_.pop(slot->chain)) {
-            if (ring_.broken() && !broken_) break_queue(ring_.error().message, 0);
+            if (ring_.broken()) {
+                const engine_error& error = ring_.error();
+                break_queue(static_cast<engine_error_kind>(error.kind), error.field, error.message);
+            }
             break;
         }
         free_ = slot->next_free;
@@ -55,7 +59,10 @@ void BlkQueue::handle(Slot* slot) noexcept {
     if (slot->status == nullptr) {
         // Nowhere to say what is wrong: the driver cannot be talked to (section 5.2.6.1).
         complete(slot, blk_ioerr);
-        break_queue("the chain has no writable byte for the status", chain.head);
+        char reason[96];
+        snprintf(reason, sizeof reason, "the chain at head %u has no writable byte for the status",
+                 chain.head);
+        break_queue(ENGINE_ERROR_CORRUPT, "desc.flags", reason);
         return;
     }
     if (!whole) {
@@ -186,11 +193,12 @@ void BlkQueue::publish() noexcept {
     call_.notify(call_.opaque);
 }
 
-void BlkQueue::break_queue(const char* reason, uint64_t head) noexcept {
+// Chains in flight complete, but the driver hears of them no more: it must reset the queue.
+void BlkQueue::break_queue(engine_error_kind kind, const char* field, const char* reason) noexcept {
     if (broken_) return;
     broken_ = true;
-    base::fail(&error_, ENGINE_ERROR_CORRUPT, EINVAL,
-               {.node = disk_.node().control->name.c_str(), .operation = "virtqueue", .offset = head},
+    base::fail(&error_, kind, EPROTO,
+               {.node = disk_.node().control->name.c_str(), .operation = "virtqueue", .field = field},
                "queue %u of user '%s': %s; the queue is stopped until its driver is attached anew", index_,
                disk_.user()->name.c_str(), reason);
     broken_flag_.set(1);
@@ -222,26 +230,63 @@ int BlkQueue::open(engine_error* error) {
     kick_ = new aio::BottomHalf(
         context_, [](void* opaque) { static_cast<BlkQueue*>(opaque)->kicks_.increment(); }, this);
     // Allocated on the home thread, so that it lies near; the turn that runs a kick polls the queue anyway.
-    return context_.call_and_wait([this] {
-        for (uint32_t i = 0; i < disk_.config().queue_size; i++) {
-            auto slot = std::make_unique<Slot>();
-            slot->queue = this;
-            slot->request.complete = completed;
-            slot->next_free = free_;
-            free_ = slot.get();
-            slots_.push_back(std::move(slot));
-        }
-    });
+    int made = 0;
+    result = context_.call_and_wait([&] { made = make_slots(); });
+    if (result == 0) result = made;
+    if (result == 0) return 0;
+    return base::fail_os(error, -result,
+                         {.node = disk_.node().control->name.c_str(), .operation = "make disk"},
+                         "queue %u of user '%s': cannot set up %u descriptors on context %s", index_,
+                         disk_.user()->name.c_str(), disk_.config().queue_size, context_.name().c_str());
+}
+
+int BlkQueue::make_slots() noexcept {
+    try {
+        slots_.reserve(disk_.config().queue_size);
+    } catch (const std::bad_alloc&) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < disk_.config().queue_size; i++) {
+        base::Owner<Slot> slot = base::make<Slot>();
+        if (slot == nullptr) return -ENOMEM;
+        slot->queue = this;
+        slot->request.complete = completed;
+        slot->next_free = free_;
+        free_ = slot.get();
+        slots_.push_back(std::move(slot));
+    }
+    return 0;
+}
+
+int BlkQueue::refuse_start(const RingConfig& config, engine_error* error) {
+    base::Where where{.node = disk_.node().control->name.c_str(), .operation = "attach driver"};
+    if (aio::AioContext* here = aio::AioContext::current(); here != nullptr) {
+        return base::fail(
+            error, ENGINE_ERROR_INVALID, EDEADLK, where,
+            "attaching to queue %u of user '%s' would block context %s, on whose own thread it was "
+            "called: call it from another thread",
+            index_, disk_.user()->name.c_str(), here->name().c_str());
+    }
+    if (config.size > disk_.config().queue_size) {
+        where.field = "size";
+        return base::fail(
+            error, ENGINE_ERROR_INVALID, EINVAL, where,
+            "a ring of %u descriptors for queue %u of user '%s', which has %u: take at most that many",
+            config.size, index_, disk_.user()->name.c_str(), disk_.config().queue_size);
+    }
+    if (attached_.exchange_acq_rel(1) != 0) {
+        return base::fail(
+            error, ENGINE_ERROR_CONFLICT, EBUSY, where,
+            "queue %u of user '%s' is driven by another workload or call: wait for it or use another "
+            "queue",
+            index_, disk_.user()->name.c_str());
+    }
+    return 0;
 }
 
 int BlkQueue::start(MemoryTableRef memory, const RingConfig& config, CallNotifier call, engine_error* error) {
-    if (attached_.exchange_acq_rel(1) != 0) {
-        return base::fail(
-            error, ENGINE_ERROR_CONFLICT, EBUSY,
-            {.node = disk_.node().control->name.c_str(), .operation = "attach driver"},
-            "queue %u of user '%s' is driven by another workload or call: wait for it or use another queue",
-            index_, disk_.user()->name.c_str());
-    }
+    if (int refused = refuse_start(config, error); refused != 0) return refused;
+    disk_.user()->references.fetch_add_acq_rel(1);
     int configured = 0;
     int result = context_.call_and_wait([&] {
         configured = ring_.configure(std::move(memory), config, error);
@@ -254,7 +299,7 @@ int BlkQueue::start(MemoryTableRef memory, const RingConfig& config, CallNotifie
         context_.add_poller(this);
     });
     if (result == 0) result = configured;
-    if (result != 0) attached_.store_release(0);
+    if (result != 0) release();
     return result;
 }
 
@@ -267,7 +312,12 @@ void BlkQueue::stop() noexcept {
         settle_stop();
     });
     if (result == 0) stopped.wait();
+    release();
+}
+
+void BlkQueue::release() noexcept {
     attached_.store_release(0);
+    disk_.user()->references.fetch_sub_acq_rel(1);  // last: the disk may be closed now
 }
 
 void BlkQueue::close() noexcept {
@@ -278,8 +328,9 @@ void BlkQueue::close() noexcept {
 }
 
 void BlkQueue::read_stats(engine_queue_stats* out) {
-    out->requests = requests_.get();
     out->completed = done_.get();
+    out->requests = requests_.get();  // after it, so that it is never the smaller one
+    if (out->requests < out->completed) out->requests = out->completed;
     out->kicks = kicks_.get();
     out->calls = calls_.get();
     out->polls = polls_.get();

@@ -55,7 +55,8 @@ class BlkQueue final : private aio::Poller {
 
     // Control plane, any foreign thread.
     int open(engine_error* error);
-    // One driver at a time: -EBUSY while another is attached.
+    // One driver at a time: -EBUSY while another is attached. The ring may be smaller than the disk's
+    // queue_size. From here to stop() it counts as a use of the disk.
     int start(MemoryTableRef memory, const RingConfig& config, CallNotifier call, engine_error* error);
     // Takes no more chains, waits for those in flight, lets go of the memory.
     void stop() noexcept;
@@ -66,10 +67,14 @@ class BlkQueue final : private aio::Poller {
 
     Disk& disk() noexcept { return disk_; }
     aio::AioContext& context() noexcept { return context_; }
+    // Any foreign thread.
     void read_stats(engine_queue_stats* out);
 
   private:
     struct Slot;
+
+    int make_slots() noexcept;
+    int refuse_start(const RingConfig& config, engine_error* error);
 
     bool poll() override;
     bool has_work() override { return running_ && (unpublished_ || ring_.has_work()); }
@@ -82,9 +87,10 @@ class BlkQueue final : private aio::Poller {
     void get_id(Slot* slot) noexcept;
     void submit(Slot* slot) noexcept;
     void complete(Slot* slot, BlkStatus status) noexcept;
-    void break_queue(const char* reason, uint64_t head) noexcept;
+    void break_queue(engine_error_kind kind, const char* field, const char* reason) noexcept;
     void publish() noexcept;
     void settle_stop() noexcept;
+    void release() noexcept;
     static void completed(block::Request* request) noexcept;
 
     Disk& disk_;
@@ -101,7 +107,7 @@ class BlkQueue final : private aio::Poller {
     bool broken_ = false;
     uint32_t in_flight_ = 0;
     Slot* free_ = nullptr;
-    std::vector<std::unique_ptr<Slot>> slots_;
+    std::vector<base::Owner<Slot>, base::Allocator<base::Owner<Slot>>> slots_;  // a chain for each descriptor
     aio::Signal* stopped_ = nullptr;
     engine_error error_{};  // of a broken queue; read by others once `broken` says so
     // --- statistics, written on the home thread

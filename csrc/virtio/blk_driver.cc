@@ -37,7 +37,6 @@ int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, Call
     }
     arena_ = static_cast<std::byte*>(memory);
     slots_ = slots;
-    queue_ = &queue;
 
     DriverConfig driver{};
     driver.memory = reinterpret_cast<uint8_t*>(arena_);
@@ -61,7 +60,7 @@ int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, Call
     device.used = guest_base + layout.used;
     device.features = driver.features;
     result = queue.start(std::move(table), device, call, error);
-    if (result != 0) queue_ = nullptr;
+    if (result == 0) queue_ = &queue;  // from here on there is something to detach from
     return result;
 }
 

@@ -8,7 +8,7 @@ namespace engine::virtio {
 
 namespace {
 
-int check(const engine_disk_config& config, engine_error* error) {
+int check(const Instance& engine, const engine_disk_config& config, engine_error* error) {
     auto invalid = [&](const char* field, const char* text, unsigned long value) {
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "make disk", .field = field},
                           "%s: %lu: %s", field, value, text);
@@ -20,6 +20,13 @@ int check(const engine_disk_config& config, engine_error* error) {
         return invalid("queue_size", "a power of two, at most 32768", config.queue_size);
     }
     if (config.contexts == nullptr) return invalid("contexts", "one context a queue is needed", 0);
+    for (uint32_t i = 0; i < config.queue_count; i++) {
+        auto* context = reinterpret_cast<aio::AioContext*>(config.contexts[i]);
+        if (context != nullptr && context->instance == &engine) continue;
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL,
+                          {.operation = "make disk", .field = "contexts"}, "contexts: queue %u has %s", i,
+                          context == nullptr ? "none" : "a context of another engine than the node's");
+    }
     if (config.serial != nullptr && strlen(config.serial) > blk_id_bytes) {
         return invalid("serial", "at most 20 bytes", strlen(config.serial));
     }
@@ -32,7 +39,7 @@ int Disk::create(block::Node* node, const engine_disk_config& given, std::unique
                  engine_error* error) {
     engine_disk_config config = given;
     if (config.queue_size == 0) config.queue_size = 256;
-    int result = check(config, error);
+    int result = check(*node->control->engine, config, error);
     if (result != 0) return result;
     std::unique_ptr<Disk> disk(new Disk);
     disk->serial_ = config.serial == nullptr ? "" : config.serial;

@@ -11,7 +11,6 @@
 namespace engine::virtio {
 
 using base::fail;
-using base::Where;
 
 namespace {
 

@@ -84,14 +84,19 @@ uint64_t Generator::start_of_due(uint64_t number) const noexcept {
 
 void Generator::refill_open_loop() noexcept {
     uint64_t now_ns = base::now_ns();
+    bool late = full_;  // then whatever is due by now had to wait for a ticket
     while (left_ != 0 && !stopping_) {
         uint64_t start_ns = start_of_due(due_);
         if (start_ns > now_ns) {
+            if (!free_.empty()) full_ = false;
             context_.timers().arm(&due_timer_, start_ns);
             break;
         }
-        if (free_.empty()) return;  // the next completion comes here again; its latency counts from start_ns
-        if (now_ns - start_ns > 1000 && free_.size() == 1) late_.increment();
+        if (free_.empty()) {  // the next completion comes here again; its latency counts from start_ns
+            full_ = true;
+            return;
+        }
+        if (late) late_.increment();
         due_++;
         issue_next(start_ns);
     }
@@ -201,13 +206,14 @@ int Generator::prepare(engine_error* error) {
     return 0;
 }
 
-void Generator::begin_running() noexcept {
-    running_ = true;
+void Generator::begin_running() {
     begin();
+    running_ = true;
     uint64_t now_ns = base::now_ns();
     started_ns_.set(now_ns);
     if (config_.runtime_ns != 0) context_.timers().arm(&end_timer_, now_ns + config_.runtime_ns);
     refill();
+    if (stopping_) finish_if_idle();  // a stop came in before
 }
 
 int Generator::create(Instance& engine, const engine_workload_config& config, std::unique_ptr<Generator>* out,
@@ -217,10 +223,22 @@ int Generator::create(Instance& engine, const engine_workload_config& config, st
     auto made = config.queue != nullptr ? make_queue_generator(engine, config, context)
                                         : make_node_generator(engine, config, context);
     int result = made->prepare(error);
-    if (result == 0) result = made->attach(error);
     if (result != 0) return result;
+    if (!context.hold()) {
+        return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN, {.operation = "workload", .field = "context"},
+                          "context %s is closed", context.name().c_str());
+    }
+    try {
+        result = made->attach(error);
+    } catch (const std::bad_alloc&) {
+        context.let_go();
+        throw;
+    }
+    if (result != 0) {
+        context.let_go();
+        return result;
+    }
     made->attached_ = true;
-    context.users.fetch_add_acq_rel(1);
     *out = std::move(made);
     return 0;
 }
@@ -232,15 +250,33 @@ int Generator::start(engine_error* error) {
         return base::fail(error, ENGINE_ERROR_INVALID, EALREADY, {.operation = "start workload"},
                           "a workload runs once: make another");
     }
-    return context_.call_and_wait([this] { begin_running(); });
+    int begun = 0;
+    int result = context_.call_and_wait([this, &begun] {
+        try {
+            begin_running();
+        } catch (const std::bad_alloc&) {
+            begun = -ENOMEM;
+        }
+    });
+    if (result == 0) result = begun;
+    if (result == 0) return 0;
+    state_.store_release(0);
+    return base::fail_os(error, -result, {.operation = "start workload"}, "cannot start a workload on context %s",
+                         context_.name().c_str());
 }
 
-void Generator::stop() noexcept {
-    if (state_.load_acquire() != 1) return;
-    context_.call_and_wait([this] {
+int Generator::stop() noexcept {
+    if (state_.load_acquire() != 1) return 0;
+    auto stop_now = [this] {
         stopping_ = true;
         finish_if_idle();
-    });
+    };
+    if (context_.on_home()) {
+        stop_now();
+        return 0;
+    }
+    int result = context_.call_and_wait(stop_now);
+    return result == -EDEADLK ? result : 0;
 }
 
 int Generator::wait(uint64_t timeout_ns) noexcept {
@@ -255,7 +291,7 @@ void Generator::close() noexcept {
     if (state_.load_acquire() != 0) over_.wait();
     detach();
     attached_ = false;
-    context_.users.fetch_sub_acq_rel(1);
+    context_.let_go();
 }
 
 Generator::~Generator() { ENGINE_CHECK(!attached_); }

@@ -49,8 +49,10 @@ class Generator {
                       engine_error* error);
     virtual ~Generator();
 
+    Instance& engine() const noexcept { return engine_; }
     int start(engine_error* error);
-    void stop() noexcept;
+    // 0, or -EDEADLK on another context's thread.
+    int stop() noexcept;
     // 0, -ETIMEDOUT, or -EDEADLK on a context's thread.
     int wait(uint64_t timeout_ns) noexcept;
     void read_result(engine_workload_result* out) const noexcept;
@@ -63,7 +65,7 @@ class Generator {
     // --- of the kind
     virtual int attach(engine_error* error) = 0;  // control plane
     virtual void detach() noexcept = 0;           // control plane
-    virtual void begin() noexcept = 0;            // home: before the first issue
+    virtual void begin() = 0;                     // home: before the first issue
     virtual void issue(Ticket& ticket) noexcept = 0;
     virtual void issued() noexcept = 0;           // a batch has been issued
     virtual void end() noexcept = 0;              // home: after the last completion
@@ -90,7 +92,7 @@ class Generator {
         Generator* generator;
     };
     int prepare(engine_error* error);
-    void begin_running() noexcept;
+    void begin_running();
     void choose(Ticket& ticket) noexcept;
     void issue_next(uint64_t start_ns) noexcept;
     void refill_open_loop() noexcept;
@@ -117,6 +119,7 @@ class Generator {
     bool running_ = false;
     bool stopping_ = false;
     bool ended_ = false;
+    bool full_ = false;  // open loop: a request that is due has found all tickets taken
     std::vector<Ticket> tickets_;
     std::vector<Ticket*> free_;
     std::vector<uint64_t> written_;  // verify: a bit a block

@@ -31,7 +31,7 @@ class NodeGenerator final : public Generator {
     }
     void detach() noexcept override { user_->references.fetch_sub_acq_rel(1); }
     // First touched here, on the home thread.
-    void begin() noexcept override {
+    void begin() override {
         requests_ = std::make_unique<Slot[]>(config_.iodepth);
         for (uint32_t i = 0; i < config_.iodepth; i++) {
             Slot& slot = requests_[i];

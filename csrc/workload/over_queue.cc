@@ -22,19 +22,14 @@ class QueueGenerator final : public Generator, private aio::Poller {
         call_ = new aio::BottomHalf(context_, [](void*) {}, nullptr);
         virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::BottomHalf*>(opaque)->schedule(); }, call_};
         int result = driver_.attach(*queue_, config_.iodepth, config_.block_size, notifier, error);
-        if (result != 0) {
-            aio::BottomHalf::destroy(call_);
-            return result;
-        }
-        queue_->disk().user()->references.fetch_add_acq_rel(1);
-        return 0;
+        if (result != 0) aio::BottomHalf::destroy(call_);
+        return result;
     }
     void detach() noexcept override {
         driver_.detach();
         aio::BottomHalf::destroy(call_);
-        queue_->disk().user()->references.fetch_sub_acq_rel(1);
     }
-    void begin() noexcept override { context_.add_poller(this); }
+    void begin() override { context_.add_poller(this); }
     void issue(Ticket& ticket) noexcept override {
         auto type = ticket.kind == Kind::read ? virtio::blk_in : ticket.kind == Kind::write ? virtio::blk_out : virtio::blk_flush;
         bool added = driver_.add(ticket.index, type, ticket.offset, ticket.kind == Kind::flush ? 0 : config_.block_size);

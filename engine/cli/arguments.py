@@ -46,7 +46,13 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     parser.description = "Runs one workload on one or more images, or on no image at all (--null)."
     parser.set_defaults(command=_run_bench)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files; each gets its own device")
+    _bench_graph(parser)
+    _bench_load(parser)
+    _bench_topology(parser)
+    _bench_output(parser)
 
+
+def _bench_graph(parser: argparse.ArgumentParser) -> None:
     graph = parser.add_argument_group("what is measured")
     graph.add_argument("--format", default="raw", metavar="NAME", help="of the images; never guessed (raw)")
     graph.add_argument(
@@ -66,6 +72,8 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--buffered", action="store_true", help="through the page cache (default)")
     graph.add_argument("--allow-holes", action="store_true", help="measure images with holes all the same")
 
+
+def _bench_load(parser: argparse.ArgumentParser) -> None:
     load = parser.add_argument_group("workload")
     load.add_argument("--rw", choices=PATTERNS, default="randread", help="pattern (randread)")
     load.add_argument(
@@ -91,6 +99,8 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     )
     load.add_argument("--no-latency", action="store_true", help="take no time stamps")
 
+
+def _bench_topology(parser: argparse.ArgumentParser) -> None:
     place = parser.add_argument_group("topology")
     place.add_argument(
         "--contexts", type=_number(1, 256), metavar="N", help="event loops (one for each CPU named, else 1)"
@@ -121,6 +131,8 @@ def _bench(parser: argparse.ArgumentParser) -> None:
         "--poll-max-ns", type=_number(0), metavar="N", help="longest busy poll before sleeping; 0: never"
     )
 
+
+def _bench_output(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output")
     out.add_argument(
         "--output", choices=("table", "json"), default="table", help="json has the layout of fio's"

@@ -15,14 +15,14 @@ DEFAULT_RUNTIME = 5.0
 def bench(arguments: Namespace) -> int:
     setup = make_setup(arguments)
     refuse_debug_build(arguments.allow_debug_build)
-    from engine.experiment.host import StealMeter
+    from engine.experiment.host import HostMeter
     from engine.experiment.measure import Rig
     from engine.experiment.record import failures, make_record
 
     with Rig(setup) as rig:
-        steal = StealMeter()
+        meter = HostMeter()
         part = rig.run()
-        record = make_record(setup, [part], steal.percent())
+        record = make_record(setup, [part], meter.load())
     if arguments.output == "json":
         import json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.experiment.host import STEAL_LIMIT_PERCENT, format_cpu_list
+from engine.experiment.host import OTHER_LIMIT_PERCENT, STEAL_LIMIT_PERCENT, format_cpu_list
 from engine.report import figures
 from engine.report.table import format_table
 
@@ -52,13 +52,13 @@ def _title(engine: Mapping[str, Any]) -> list[str]:
 
 def _node(node: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     size = figures.size(node["bytes"])
-    if not (filename := node["filename"] or options.get("file.filename") or options.get("filename")):
+    if not node["filename"]:
         latency = int(options.get("latency-ns", 0))
         delay = f", {figures.duration_ns(latency)} a request" if latency else ""
         return f"{node['driver']} ({size}{delay})"
     direct = options.get("cache.direct", options.get("file.cache.direct")) in (True, "on")
     cache = "O_DIRECT" if direct else "buffered"
-    return f"{filename} ({node['driver']}, {size}, {cache})"
+    return f"{node['filename']} ({node['driver']}, {size}, {cache})"
 
 
 def _rates(record: Mapping[str, Any]) -> list[str]:
@@ -127,7 +127,7 @@ def _contexts(engine: Mapping[str, Any]) -> list[str]:
     for context in engine["contexts"]:
         stats, batches = context["stats"], context["batches"]
         own = [g for g in engine["generators"] if g["context"] == context["name"]]
-        reasons.setdefault(f"{context['backend']}: {context['backend_reason']}", []).append(context["name"])
+        reasons.setdefault(figures.backend(context), []).append(context["name"])
         rows.append(
             [
                 context["name"],
@@ -145,10 +145,7 @@ def _contexts(engine: Mapping[str, Any]) -> list[str]:
             ]
         )
     lines = format_table(head, rows, left=4)
-    lines += [
-        f"  {', '.join(names)}: {reason}" for reason, names in reasons.items() if not reason.endswith(": ")
-    ]
-    return lines
+    return lines + [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _asked(context: Mapping[str, Any]) -> str:
@@ -157,7 +154,7 @@ def _asked(context: Mapping[str, Any]) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return figures.NONE if value is None else figures.three_digits(value)
+    return figures.three_digits(value) if value else figures.NONE
 
 
 def _locks(engine: Mapping[str, Any]) -> list[str]:
@@ -196,12 +193,18 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
     kind = "" if build["optimised"] and not build["sanitized"] else ", DEBUG BUILD"
     lines = [
         f"{host['cpu_model']}, {host['kernel']}, engine {build['version']} ({build['compiler']}{kind}); "
-        f"steal {engine['steal_percent']:.1f} %, clock {engine['clock']}"
+        f"steal {engine['steal_percent']:.1f} %, other processes {engine['other_percent']:.0f} %, "
+        f"clock {engine['clock']}"
     ]
     if engine["steal_percent"] > STEAL_LIMIT_PERCENT:
         lines.append(
             f"warning: more than {STEAL_LIMIT_PERCENT:g} % of the CPU time went to other guests: "
             "measure again"
+        )
+    if engine["other_percent"] > OTHER_LIMIT_PERCENT:
+        lines.append(
+            f"warning: other processes took {engine['other_percent']:.0f} % of the CPU time: "
+            "measure on a quiet machine"
         )
     if any(_page_cache(node["options"]) for node in engine["options"]["nodes"]):
         lines.append("note: through the page cache, so this is the cost of the software, not of the disk")

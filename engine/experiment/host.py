@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STEAL_LIMIT_PERCENT = 2.0
+STEAL_LIMIT_PERCENT = 2.0  # of all CPU time, taken by other guests: the run is made again
+OTHER_LIMIT_PERCENT = 5.0  # taken by other processes: the reader is told
 
 
 def read_text(path: str) -> str | None:
@@ -100,24 +101,41 @@ def describe_host() -> dict[str, Any]:
     }
 
 
-class StealMeter:
-    """Steal time of all CPUs between two moments, as a share of all their time."""
+@dataclass(frozen=True)
+class HostLoad:
+    """What all CPUs did between two moments, in CPU seconds."""
+
+    steal: float
+    busy: float  # without steal
+    total: float
+
+    @property
+    def steal_percent(self) -> float:
+        """What other guests took, of all CPU time."""
+        return 100.0 * self.steal / self.total if self.total > 0 else 0.0
+
+    def other_percent(self, own: float) -> float:
+        """What other processes of this host took, where `own` CPU seconds were ours."""
+        return 100.0 * max(0.0, self.busy - own) / self.total if self.total > 0 else 0.0
+
+
+class HostMeter:
+    """Measures the load of the host from its making on; the kernel counts in ticks of 10 ms."""
 
     def __init__(self) -> None:
         self._before = self._read()
 
     @staticmethod
-    def _read() -> tuple[float, float]:
+    def _read() -> HostLoad:
         import psutil
 
         times = psutil.cpu_times()
-        guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user, too
-        return float(getattr(times, "steal", 0.0)), float(sum(times)) - guest
+        busy = times.user + times.nice + times.system + times.irq + times.softirq  # guests' time is in user
+        return HostLoad(times.steal, busy, busy + times.steal + times.idle + times.iowait)
 
-    def percent(self) -> float:
-        steal, total = self._read()
-        elapsed = total - self._before[1]
-        return 100.0 * (steal - self._before[0]) / elapsed if elapsed > 0 else 0.0
+    def load(self) -> HostLoad:
+        before, now = self._before, self._read()
+        return HostLoad(now.steal - before.steal, now.busy - before.busy, now.total - before.total)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,13 @@ class Rig:
         if not self.generators:
             raise UserError("there is nothing to run: fewer requests than processes")
         settings = setup.engine
+        backends = {spec.aio for spec in setup.contexts}
         opened = self._stack.enter_context(
-            engine.Engine(locking=settings.locking, lock_profile=settings.lock_profile)
+            engine.Engine(
+                locking=settings.locking,
+                lock_profile=settings.lock_profile,
+                backend=backends.pop() if len(backends) == 1 else "auto",  # of the context main
+            )
         )
         used = {g.context for g in self.generators} | {g.home for g in self.generators if g.home}
         for spec in setup.contexts:
@@ -80,7 +85,7 @@ class Rig:
                 self.nodes[node.name] = opened.open(**node.options)
                 self._stack.callback(self.nodes[node.name].close)
                 if not setup.allow_holes:
-                    refuse_holes(self.nodes[node.name])
+                    refuse_holes(self.nodes[node.name], node.filename or node.name)
         for device in setup.devices:
             queues = device.queues[self.process :: setup.processes]
             writes = any(w.writes for w in setup.workloads if w.device == device.name)
@@ -221,12 +226,13 @@ class Rig:
         return found
 
     def _nodes(self) -> list[dict[str, Any]]:
+        filenames = {node.name: node.filename for node in self.setup.nodes}
         return [
             {
                 "name": name,
                 "process": self.process,
                 "driver": node.info.driver,
-                "filename": node.info.filename,
+                "filename": filenames[name],
                 "bytes": node.size,
                 "stats": _fields(node.stats()),
             }
@@ -251,13 +257,12 @@ class Rig:
         return found
 
 
-def refuse_holes(node: BlockNode) -> None:
+def refuse_holes(node: BlockNode, name: str) -> None:
     """Holes and unwritten extents are read without any I/O: a figure from them would flatter."""
     if not node.info.holes:
         return
     for extent in node.extents():
         if extent.unwritten or not extent.data:
-            name = node.info.filename or node.name
             what = "an unwritten extent" if extent.unwritten else "a hole"
             raise UserError(
                 f"{name}: has {what} of {extent.length} bytes at offset {extent.start}, which is read "

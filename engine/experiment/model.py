@@ -35,12 +35,17 @@ class NodeSpec:
     options: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of the block layer
 
     @property
+    def filename(self) -> str | None:
+        """The file that it stands on; None for a node without one."""
+        filename = self.options.get("file.filename", self.options.get("filename"))
+        return None if filename is None else str(filename)
+
+    @property
     def buffered_file(self) -> str | None:
         """The file that this node reads through the page cache, if it does."""
         options = self.options
         direct = options.get("cache.direct", options.get("file.cache.direct", False))
-        filename = options.get("file.filename", options.get("filename"))
-        return str(filename) if filename is not None and direct not in (True, "on") else None
+        return None if direct in (True, "on") else self.filename
 
 
 @dataclass(frozen=True)

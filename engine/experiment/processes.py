@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from engine.experiment.errors import UserError
-from engine.experiment.host import StealMeter
+from engine.experiment.host import HostMeter
 from engine.experiment.model import Setup
 from engine.experiment.record import make_record
 
@@ -25,11 +25,11 @@ def run_point(setup: Setup) -> dict[str, Any]:
             workers.append(_Worker({"setup": order, "process": process}))
         for worker in workers:
             worker.expect("ready")
-        steal = StealMeter()
+        meter = HostMeter()
         for worker in workers:
             worker.send("go")
         parts = [worker.result() for worker in workers]
-        record = make_record(setup, parts, steal.percent(), host=False)
+        record = make_record(setup, parts, meter.load(), host=False)
     except BaseException:
         for worker in workers:
             worker.end(kill=True)
@@ -46,6 +46,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is for us alone; we end the workers
         )
         self.send(order)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.experiment import fio
-from engine.experiment.host import describe_host
+from engine.experiment.host import HostLoad, describe_host
 from engine.experiment.model import Setup, WorkloadSpec
 from engine.histogram import Histogram
 
@@ -24,7 +24,7 @@ _SUMS = (
 
 
 def make_record(
-    setup: Setup, parts: Sequence[Mapping[str, Any]], steal_percent: float, host: bool = True
+    setup: Setup, parts: Sequence[Mapping[str, Any]], load: HostLoad, host: bool = True
 ) -> dict[str, Any]:
     """Puts the parts of all processes together; `parts` are what `Rig.run` returned in each."""
     import engine
@@ -63,7 +63,8 @@ def make_record(
             "locks": locks,
             "processes": setup.processes,
             "clock": engine.clock_name(),
-            "steal_percent": round(steal_percent, 3),
+            "steal_percent": round(load.steal_percent, 3),
+            "other_percent": round(load.other_percent(cpu["user"] + cpu["system"]), 3),
             "options": setup.to_json(),
         },
     }
@@ -165,8 +166,7 @@ def _job(
 
 def _filename(setup: Setup, workload: WorkloadSpec) -> str:
     node = next(node for node in setup.nodes if node.name == setup.node_of(workload))
-    options = node.options
-    return str(options.get("file.filename", options.get("filename", options.get("driver", node.name))))
+    return node.filename or str(node.options.get("driver", node.name))
 
 
 def _context(context: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             [e["lock_wait"]["share"] for e in engines if e["lock_wait"]["share"] is not None]
         ),
         "steal_percent": spread([engine["steal_percent"] for engine in engines]),
+        "other_percent": spread([engine["other_percent"] for engine in engines]),
     }
     for percentile in ("50.000000", "99.000000", "99.900000"):
         values = [value for run in runs if (value := _latency(run["record"], percentile)) is not None]

@@ -8,7 +8,6 @@ differs from a run with one in nothing else. End of file on standard input befor
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from typing import Any
 
@@ -28,7 +27,6 @@ def _gate() -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     order = json.loads(sys.stdin.readline())
     from engine.experiment.measure import Rig
 

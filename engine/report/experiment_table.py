@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.experiment.host import OTHER_LIMIT_PERCENT, format_cpu_list
 from engine.report import figures
 from engine.report.rows import column_name, read_rows
 from engine.report.table import blank_repeats, format_table
@@ -39,17 +40,14 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def placement_lines(placement: Sequence[Mapping[str, Any]]) -> list[str]:
-    from engine.experiment.host import format_cpu_list
-
     lines = []
     for context in placement:
         asked = context["requested_cpus"]
         where = f"CPU {format_cpu_list(context['effective_cpus'])}"
         where += f" (asked for {format_cpu_list(asked)})" if asked is not None else " (not pinned)"
         node = f", NUMA node {context['numa_node']}" if context["numa_node"] >= 0 else ""
-        reason = f" ({context['backend_reason']})" if context["backend_reason"] else ""
         poll = f"polls up to {figures.duration_ns(context['poll_max_ns'])}"
-        lines.append(f"{context['name']} runs on {where}{node}, {context['backend']}{reason}, {poll}")
+        lines.append(f"{context['name']} runs on {where}{node}; {figures.backend(context)}; {poll}")
     return [f"{'placement' if not number else '':11}{line}" for number, line in enumerate(lines)]
 
 
@@ -113,6 +111,12 @@ def _exceptions(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"{runs} discarded and made again: more than 2 % of the CPU time went to other guests")
     if marked := sum(1 for run in data["runs"] if run["marked"]):
         lines.append(f"{figures.plural(marked, 'run')} kept with more than 2 % steal, marked with *")
+    others = [run["record"]["engine"]["other_percent"] for run in data["runs"] if not run["discarded"]]
+    if busy := sum(1 for percent in others if percent > OTHER_LIMIT_PERCENT):
+        lines.append(
+            f"other processes took up to {max(others):.0f} % of the CPU time "
+            f"in {figures.plural(busy, 'run')}: measure on a quiet machine"
+        )
     astray = {
         context["name"]
         for run in data["runs"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 _DECIMAL = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _TIMES = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"))
@@ -91,6 +94,14 @@ def seconds(value: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def backend(context: Mapping[str, Any]) -> str:
+    """The backend of a context and why it is this one; most reasons begin with its name."""
+    name, reason = str(context["backend"]), str(context["backend_reason"])
+    if not reason:
+        return name
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 def plural(number: int, word: str) -> str:

@@ -274,12 +274,14 @@ def _whisker(canvas: Canvas, low: float, high: float, middle: float) -> None:
 
 def _footer(canvas: Canvas, data: Mapping[str, Any], y: float) -> float:
     steal = max((run["record"]["engine"]["steal_percent"] for run in data["runs"]), default=0.0)
+    other = max((run["record"]["engine"]["other_percent"] for run in data["runs"]), default=0.0)
     clocks = _each(run["record"]["engine"]["clock"] for run in data["runs"])
     lines = [
         "Bars are medians, dots the runs, whiskers from the least to the most. "
         f"{figures.TIMES} is against the first bar of the group. "
         "CPU/request: user and system time of all threads. Lock wait: share of the contexts' time. "
-        f"Most steal time of a run: {steal:.1f} %. Clock: {clocks}."
+        f"Most steal time of a run: {steal:.1f} %; most CPU time of other processes: {other:.0f} %. "
+        f"Clock: {clocks}."
     ]
     if any(node_is_buffered(node) for point in data["points"] for node in point["options"]["nodes"]):
         lines.append(

@@ -49,9 +49,8 @@ def script() -> Script:
     """Runs Python source in a child process. A hang is a failure, and shows where it hung."""
 
     def run(source: str, *arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
-        prologue = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 5!r})\n"
         process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-c", prologue + source, *arguments],
+            [sys.executable, "-X", "dev", "-c", source, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,8 +58,12 @@ def script() -> Script:
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            out, err = process.communicate()
+            process.send_signal(signal.SIGABRT)  # faulthandler, of -X dev, shows the stacks
+            try:
+                out, err = process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
             pytest.fail(f"it hung:\n{out}\n{err}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 import time
 
 import pytest
 
 import engine
+from engine._native import ffi, lib
 
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -67,6 +70,16 @@ def test_backends(backend: str) -> None:
         context = eng.add_context("c", backend=backend)
         assert context.info.backend == backend
         assert context.info.backend_reason
+
+
+@pytest.mark.parametrize("backend", ["io_uring", "threads"])
+def test_the_backend_of_main(backend: str) -> None:
+    if not engine.probe_backend(backend).works:
+        pytest.skip(engine.probe_backend(backend).reason)
+    with engine.Engine(backend=backend) as eng:
+        assert eng.main.info.backend == backend
+    with pytest.raises(engine.InvalidArgument, match="backend"):
+        engine.Engine(backend="epoll")
 
 
 def test_automatic_backend() -> None:
@@ -160,9 +173,13 @@ def test_closing_one(eng: engine.Engine, null: engine.BlockNode) -> None:
 
 
 def test_main_cannot_be_closed(eng: engine.Engine) -> None:
-    with pytest.raises(engine.EngineError, match="main lives until the engine closes"):
-        eng.main.close()
-    assert eng.main.stats().turns >= 0
+    main = eng.main
+    with pytest.raises(engine.InvalidArgument, match="main lives until the engine closes"):
+        main.close()
+    assert main.stats().turns >= 0
+    eng.close()
+    main.close()
+    assert main.closed
 
 
 def test_not_while_it_serves_a_queue(eng: engine.Engine, null: engine.BlockNode) -> None:
@@ -196,3 +213,48 @@ def test_of_another_engine(eng: engine.Engine, null: engine.BlockNode) -> None:
             eng.virtio_blk(null, [other.main])
     with pytest.raises(TypeError, match="an AioContext or its name"):
         null.pread(512, 0, context=5)  # type: ignore[arg-type]
+
+
+def test_a_blocking_call_on_a_contexts_own_thread(eng: engine.Engine, null: engine.BlockNode) -> None:
+    """It would wait for itself: each is refused, and nothing is left half-closed."""
+    disk = eng.virtio_blk(null, ["io0"])
+    queue, user = disk.queues[0], null.user("u", permissions="read")
+    workload = eng.workload(null, rw="randread", runtime=60)
+    workload.start()
+    null.pwrite(bytes(512), 0)
+    outcomes: dict[str, object] = {}
+    calls = {
+        "pread": lambda: null.pread(512, 0),
+        "user": lambda: user.pread(512, 0, context="io1"),
+        "extents": lambda: list(null.extents()),
+        "queue": lambda: queue.pread(512, 0),
+        "wait": workload.wait,
+        "open": lambda: eng.open(driver="null"),
+        "add_context": lambda: eng.add_context("c"),
+        "workload": lambda: eng.workload(null, rw="read", count=1),
+        "close workload": workload.close,
+        "close disk": disk.close,
+        "close user": user.close,
+        "close node": null.close,
+        "close context": eng.contexts["io1"].close,
+        "close engine": eng.close,
+    }
+    done = threading.Event()
+
+    def on_io0(_: object) -> None:
+        for name, call in calls.items():
+            try:
+                outcomes[name] = call()
+            except Exception as error:
+                outcomes[name] = error
+        done.set()
+
+    callback = ffi.callback("engine_bh_fn *", on_io0)
+    assert lib.engine_schedule_oneshot(eng.contexts["io0"]._handle.pointer, callback, ffi.NULL) == 0
+    assert done.wait(30)
+    for name, outcome in outcomes.items():
+        assert isinstance(outcome, engine.InvalidArgument), (name, outcome)
+        assert outcome.errno == errno.EDEADLK, (name, outcome)
+    for thing in (workload, disk, user, null, eng.contexts["io0"], eng.contexts["io1"], eng):
+        assert not thing.closed
+    assert null.pread(512, 0) == queue.pread(512, 0) == bytes(512)

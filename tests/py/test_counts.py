@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -66,6 +67,7 @@ def instructions(count: int, via: str, depth: str) -> int:
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     result = subprocess.run(
         [*command, program("run_requests"), str(count), via, depth],
+        env={**os.environ, "NO_IO_URING": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -24,7 +24,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_nothing_to_read_is_unknown_not_an_error(
     files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_STEAL_SECONDS", 0.0)
+    monkeypatch.setattr(doctor, "_LOAD_SECONDS", 0.0)
     checks = {check.name: check for check in doctor.examine()}
     assert files == {}
     assert checks["siblings"].status == "unknown"
@@ -103,9 +103,10 @@ def test_an_old_kernel_and_a_debug_build_are_warned_of(monkeypatch: pytest.Monke
     assert "a debug build" in doctor.check_build()[0].text
 
 
-def test_steal_above_the_limit_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([(0.0, 0.0), (5.0, 100.0)])
-    monkeypatch.setattr(host.StealMeter, "_read", staticmethod(lambda: next(readings)))
-    monkeypatch.setattr(doctor, "_STEAL_SECONDS", 0.0)
-    (check,) = doctor.check_steal()
-    assert (check.status, check.text) == ("warn", "5.0 % over 0 s")
+def test_steal_and_other_load_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([host.HostLoad(0.0, 0.0, 0.0), host.HostLoad(5.0, 30.0, 100.0)])
+    monkeypatch.setattr(host.HostMeter, "_read", staticmethod(lambda: next(readings)))
+    monkeypatch.setattr(doctor, "_LOAD_SECONDS", 0.0)
+    steal, other = doctor.check_load()
+    assert (steal.status, steal.text) == ("warn", "5.0 % over 0 s")
+    assert (other.status, other.text) == ("warn", "30 % over 0 s")

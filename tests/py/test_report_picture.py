@@ -24,6 +24,7 @@ def run(point: int, iops: float, wait: float = 0.0, **more: Any) -> dict[str, An
         "cpu": {"us_per_request": 1e6 / iops},
         "lock_wait": {"share": wait},
         "steal_percent": 0.1,
+        "other_percent": more.pop("other", 0.0),
         "clock": "tsc",
         "contexts": contexts,
     }
@@ -200,6 +201,8 @@ def test_notes_say_what_page_cache_and_two_cpus_mean() -> None:
     assert "nothing of how it scales" in notes
     data["runs"][0] = run(0, 1e6, ran_on=[1])
     assert "context io0 did not run on the CPUs" in " ".join(note_lines(data))
+    data["runs"][1] = run(0, 1e6, other=40.0)
+    assert "other processes took up to 40 % of the CPU time in 1 run" in " ".join(note_lines(data))
     data["complete"] = False
     assert "did not run to its end" in " ".join(note_lines(data))
 

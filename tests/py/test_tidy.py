@@ -31,7 +31,7 @@ FORBIDDEN = {
 
 
 def tracked_files() -> list[Path]:
-    """What git would commit: tracked, and new but not ignored. Without git: all files of the known folders."""
+    """What git would commit: tracked, and new but not ignored; without git, all of the known folders."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
@@ -182,7 +182,7 @@ def test_public_headers_are_plain_c() -> None:
 
 
 def test_free_standing_fences_are_not_used() -> None:
-    """Ordering is by operations on named atomics: thread sanitizer and the explorer know nothing of fences."""
+    """Ordering is by operations on named atomics: thread sanitizer and the explorer know no fences."""
     fence = re.compile(r"\batomic_thread_fence\b|__sync_synchronize|\bmembarrier\s*\(")
     found = [
         name_of(path) for path in files_of(".cc", ".hh") if "csrc" in path.parts and fence.search(read(path))

@@ -23,7 +23,7 @@ typedef struct engine_config {
     uint32_t size;
     uint32_t locking;      /* engine_locking */
     uint32_t lock_profile; /* 1: wait and hold histograms for every lock */
-    uint32_t reserved0;
+    uint32_t backend;      /* engine_backend_kind of the context main */
     uint64_t reserved[8];
 } engine_config;
 

@@ -1,0 +1,505 @@
+// Timers and fd handlers: the heap against a reference model, exactly one outcome for each arming, cancelling from
+// elsewhere, level-triggered descriptors and their removal at the worst moments.
+#include <fcntl.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <thread>
+
+#include "aio/timer.hh"
+#include "base/clock.hh"
+#include "embedder.hh"
+
+namespace {
+
+using embedder::both_backends;
+using embedder::Engine;
+using embedder::Error;
+using embedder::eventually;
+using embedder::run_on;
+using embedder::stats_of;
+using engine::aio::Timer;
+using engine::aio::TimerHeap;
+
+uint64_t random_state = 0x9e3779b97f4a7c15;
+uint64_t random_below(uint64_t bound) {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state % bound;
+}
+
+struct Counted : Timer {
+    std::vector<Counted*>* order = nullptr;
+    int fired = 0;
+    int abandoned = 0;
+};
+
+// A multiset of (deadline, timer) is what the heap ought to be.
+class Model {
+  public:
+    Model() : timers_(300) {
+        for (Counted& timer : timers_) {
+            timer.order = &order_;
+            timer.fire = [](Timer* t) {
+                auto* self = static_cast<Counted*>(t);
+                self->fired++;
+                self->order->push_back(self);
+            };
+            timer.abandon = [](Timer* t) { static_cast<Counted*>(t)->abandoned++; };
+        }
+    }
+    void step() {
+        Counted& timer = timers_[random_below(timers_.size())];
+        switch (random_below(4)) {
+            case 0:
+            case 1: arm(timer, now_ns_ + random_below(1000)); break;
+            case 2: cancel(timer); break;
+            case 3: advance(random_below(8), static_cast<unsigned>(random_below(16)) + 1); break;
+        }
+        CHECK_EQ(heap_.size(), armed_.size());
+        CHECK_EQ(heap_.next_deadline_ns(), armed_.empty() ? UINT64_MAX : armed_.begin()->first);
+    }
+    void finish() {
+        size_t left = armed_.size();
+        heap_.abandon_all();
+        CHECK(heap_.empty());
+        size_t abandoned = 0;
+        for (const Counted& timer : timers_) {
+            CHECK(!timer.armed());
+            abandoned += static_cast<size_t>(timer.abandoned);
+        }
+        CHECK_EQ(abandoned, left);
+    }
+
+  private:
+    void arm(Counted& timer, uint64_t deadline_ns) {
+        if (timer.armed()) armed_.erase({timer.deadline_ns, &timer});
+        heap_.arm(&timer, deadline_ns);
+        armed_.insert({deadline_ns, &timer});
+        CHECK(timer.armed() && timer.deadline_ns == deadline_ns);
+    }
+    void cancel(Counted& timer) {
+        size_t there = armed_.erase({timer.deadline_ns, &timer});
+        CHECK_EQ(heap_.cancel(&timer), there == 1);
+        CHECK(!timer.armed());
+    }
+    void advance(uint64_t ns, unsigned most) {
+        now_ns_ += ns;
+        order_.clear();
+        unsigned fired = heap_.run_due(now_ns_, most);
+        CHECK_EQ(fired, order_.size());
+        CHECK(fired <= most);
+        uint64_t before = 0;
+        for (Counted* timer : order_) {
+            CHECK(timer->deadline_ns >= before && timer->deadline_ns <= now_ns_);
+            before = timer->deadline_ns;
+            CHECK_EQ(armed_.erase({timer->deadline_ns, timer}), 1);
+        }
+        if (fired < most) CHECK(armed_.empty() || armed_.begin()->first > now_ns_);
+    }
+
+    TimerHeap heap_;
+    std::vector<Counted> timers_;
+    std::vector<Counted*> order_;
+    std::set<std::pair<uint64_t, Counted*>> armed_;
+    uint64_t now_ns_ = 0;
+};
+
+TEST(the_heap_is_a_priority_queue) {
+    Model model;
+    for (int i = 0; i < 100000; i++) model.step();
+    model.finish();
+}
+
+TEST(a_timer_that_arms_itself_does_not_hold_the_turn) {
+    static TimerHeap* heap;
+    TimerHeap own;
+    heap = &own;
+    Timer timer;
+    timer.fire = [](Timer* self) { heap->arm(self, 0); };
+    own.arm(&timer, 0);
+    CHECK_EQ(own.run_due(1, 256), 256);
+    CHECK(own.cancel(&timer));
+}
+
+struct Outcome {
+    std::atomic<unsigned> fired{0};
+    std::atomic<unsigned> cancelled{0};
+    engine_timer_t* timer = nullptr;
+    static void done(void* opaque, int fired) {
+        auto* self = static_cast<Outcome*>(opaque);
+        (fired != 0 ? self->fired : self->cancelled).fetch_add(1);
+    }
+    unsigned sum() const { return fired.load() + cancelled.load(); }
+};
+
+constexpr uint64_t far_ns = 3600'000'000'000;
+
+TEST(timers_fire_in_the_order_of_their_deadlines) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        struct Mark {
+            std::vector<int>* order;
+            int number;
+        };
+        std::vector<int> order;
+        std::vector<Mark> marks;
+        std::vector<engine_timer_t*> timers;
+        for (int i = 0; i < 20; i++) marks.push_back({&order, i});
+        for (Mark& mark : marks) {
+            timers.push_back(engine_timer_new(
+                context,
+                [](void* opaque, int) {
+                    auto* self = static_cast<Mark*>(opaque);
+                    self->order->push_back(self->number);
+                },
+                &mark));
+        }
+        run_on(context, [&] {  // in one piece: none falls due before all are armed
+            uint64_t now_ns = engine_now_ns();
+            for (int i = 0; i < 20; i++) {
+                CHECK_EQ(engine_timer_arm(timers[static_cast<size_t>(i)], now_ns + static_cast<uint64_t>(i * 7 % 20)), 0);
+            }
+        });
+        size_t count = 0;
+        REQUIRE(eventually([&] {
+            run_on(context, [&] { count = order.size(); });
+            return count == 20;
+        }));
+        for (size_t i = 1; i < order.size(); i++) CHECK((order[i - 1] * 7 % 20) < (order[i] * 7 % 20));
+        for (engine_timer_t* timer : timers) engine_timer_delete(timer);
+        CHECK_EQ(stats_of(context).timers, 20);
+    }
+}
+
+TEST(a_timer_never_fires_early_and_wakes_a_sleeper) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        struct Late {
+            std::atomic<uint64_t> at_ns{0};
+        } late;
+        engine_timer_t* timer = engine_timer_new(
+            engine.context("io0", backend),
+            [](void* opaque, int) { static_cast<Late*>(opaque)->at_ns = engine_now_ns(); }, &late);
+        uint64_t deadline_ns = engine_now_ns() + 20'000'000;
+        CHECK_EQ(engine_timer_arm(timer, deadline_ns), 0);
+        REQUIRE(eventually([&] { return late.at_ns.load() != 0; }));
+        CHECK(late.at_ns.load() >= deadline_ns);
+        engine_timer_delete(timer);
+    }
+}
+
+TEST(arming_again_moves_the_deadline) {
+    Engine engine;
+    Outcome outcome;
+    engine_timer_t* timer = engine_timer_new(engine.context("io0"), Outcome::done, &outcome);
+    CHECK_EQ(engine_timer_arm(timer, engine_now_ns() + far_ns), 0);
+    CHECK_EQ(engine_timer_arm(timer, engine_now_ns()), 0);
+    REQUIRE(eventually([&] { return outcome.sum() == 1; }));
+    CHECK_EQ(outcome.fired.load(), 1);
+    CHECK_EQ(engine_timer_arm(timer, engine_now_ns() + far_ns), 0);
+    CHECK_EQ(engine_timer_cancel(timer), 0);
+    CHECK_EQ(engine_timer_cancel(timer), 0);  // nothing is armed: nothing happens
+    REQUIRE(eventually([&] { return outcome.sum() == 2; }));
+    CHECK_EQ(outcome.cancelled.load(), 1);
+    CHECK_EQ(engine_timer_arm(timer, engine_now_ns() + far_ns), 0);
+    engine_timer_delete(timer);
+    REQUIRE(eventually([&] { return outcome.sum() == 3; }));
+    CHECK_EQ(outcome.cancelled.load(), 2);
+}
+
+// The cancel races with the expiry: one of the two, never both, never none.
+TEST(each_arming_has_one_outcome) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        Outcome outcome;
+        engine_timer_t* timer = engine_timer_new(context, Outcome::done, &outcome);
+        for (unsigned i = 1; i <= 3000; i++) {
+            CHECK_EQ(engine_timer_arm(timer, engine_now_ns() + i % 64 * 200), 0);
+            for (unsigned spin = 0; spin < i % 37 * 8; spin++) std::atomic_signal_fence(std::memory_order_seq_cst);
+            CHECK_EQ(engine_timer_cancel(timer), 0);
+            REQUIRE(eventually([&] { return outcome.sum() >= i; }));
+            CHECK_EQ(outcome.sum(), i);
+        }
+        engine_timer_delete(timer);
+        run_on(context, [] {});
+        CHECK_EQ(outcome.sum(), 3000);
+    }
+}
+
+TEST(a_closing_context_cancels_its_timers) {
+    for (uint32_t backend : both_backends) {
+        for (int round = 0; round < 20; round++) {
+            Engine engine;
+            engine_context_t* context = engine.context("io0", backend);
+            std::vector<Outcome> outcomes(10);
+            for (Outcome& outcome : outcomes) {
+                outcome.timer = engine_timer_new(context, Outcome::done, &outcome);
+                CHECK_EQ(engine_timer_arm(outcome.timer, engine_now_ns() + far_ns), 0);
+            }
+            Error error;
+            CHECK_EQ(engine_context_close(context, &error), 0);
+            for (Outcome& outcome : outcomes) {
+                CHECK_EQ(outcome.cancelled.load(), 1);
+                CHECK_EQ(outcome.fired.load(), 0);
+                engine_timer_delete(outcome.timer);
+                CHECK_EQ(outcome.sum(), 1);
+            }
+        }
+    }
+}
+
+TEST(a_timer_armed_anew_while_its_context_closes_is_refused) {
+    Engine engine;
+    engine_context_t* context = engine.context("io0");
+    struct Again {
+        engine_timer_t* timer = nullptr;
+        std::atomic<unsigned> runs{0};
+        std::atomic<int> result{1};
+    } again;
+    again.timer = engine_timer_new(
+        context,
+        [](void* opaque, int) {
+            auto* self = static_cast<Again*>(opaque);
+            self->runs.fetch_add(1);
+            self->result = engine_timer_arm(self->timer, engine_now_ns() + far_ns);
+        },
+        &again);
+    CHECK_EQ(engine_timer_arm(again.timer, engine_now_ns() + far_ns), 0);
+    Error error;
+    CHECK_EQ(engine_context_close(context, &error), 0);
+    CHECK_EQ(again.runs.load(), 1);
+    CHECK_EQ(again.result.load(), -ESHUTDOWN);
+    engine_timer_delete(again.timer);
+}
+
+TEST(a_timer_is_deleted_in_its_own_callback) {
+    Engine engine;
+    engine_context_t* context = engine.context("io0");
+    Outcome outcome;
+    outcome.timer = engine_timer_new(
+        context,
+        [](void* opaque, int fired) {
+            engine_timer_delete(static_cast<Outcome*>(opaque)->timer);
+            Outcome::done(opaque, fired);
+        },
+        &outcome);
+    CHECK_EQ(engine_timer_arm(outcome.timer, 0), 0);
+    REQUIRE(eventually([&] { return outcome.sum() == 1; }));
+    run_on(context, [] {});
+    CHECK_EQ(outcome.sum(), 1);
+}
+
+// --- fd handlers
+
+struct Watched {
+    int ends[2] = {-1, -1};
+    engine_fd_handler_t* handler = nullptr;
+    Watched* victim = nullptr;        // deleted by the next callback
+    unsigned leave = 0;               // bytes that the callback leaves in the pipe the first times
+    std::atomic<unsigned> calls{0};
+    std::atomic<unsigned> bytes{0};
+    std::atomic<bool> work{false};    // for the poll callback
+    std::atomic<unsigned> looks{0};
+
+    Watched() { REQUIRE(pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0); }
+    ~Watched() {
+        close(ends[0]);
+        close(ends[1]);
+    }
+    static void on_read(void* opaque) {
+        auto* self = static_cast<Watched*>(opaque);
+        self->calls.fetch_add(1);
+        if (self->victim != nullptr) {
+            engine_fd_handler_t* gone = std::exchange(self->victim->handler, nullptr);
+            self->victim = nullptr;
+            engine_fd_handler_delete(gone);
+        }
+        self->work = false;
+        char byte;
+        if (read(self->ends[0], &byte, 1) == 1) self->bytes.fetch_add(1);
+    }
+    static int look(void* opaque) {
+        auto* self = static_cast<Watched*>(opaque);
+        self->looks.fetch_add(1);
+        return self->work.load() ? 1 : 0;
+    }
+    void watch(engine_context_t* context, engine_poll_fn* poll = nullptr) {
+        Error error;
+        REQUIRE(engine_fd_handler_new(context, ends[0], on_read, nullptr, poll, this, &handler, &error) == 0);
+    }
+    void put(const char* text) { CHECK_EQ(write(ends[1], text, strlen(text)), strlen(text)); }
+};
+
+TEST(descriptors_are_level_triggered) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        Watched watched;
+        watched.watch(context);
+        run_on(context, [] {});
+        CHECK_EQ(watched.calls.load(), 0);
+        watched.put("abcde");  // one byte a callback: it must be called as long as there is more
+        REQUIRE(eventually([&] { return watched.bytes.load() == 5; }));
+        CHECK(watched.calls.load() >= 5);
+        watched.put("f");
+        REQUIRE(eventually([&] { return watched.bytes.load() == 6; }));
+        CHECK(stats_of(context).fd_events >= 6);
+        engine_fd_handler_delete(watched.handler);
+        unsigned calls = watched.calls.load();
+        watched.put("g");
+        for (int i = 0; i < 20; i++) run_on(context, [] {});
+        CHECK_EQ(watched.calls.load(), calls);
+    }
+}
+
+TEST(two_handlers_watch_one_descriptor) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        Watched watched;
+        watched.watch(context);
+        engine_fd_handler_t* first = watched.handler;
+        watched.watch(context);
+        watched.put("ab");
+        REQUIRE(eventually([&] { return watched.bytes.load() == 2; }));
+        engine_fd_handler_delete(first);
+        watched.put("c");
+        REQUIRE(eventually([&] { return watched.bytes.load() == 3; }));
+        engine_fd_handler_delete(watched.handler);
+    }
+}
+
+TEST(a_descriptor_tells_when_it_can_be_written) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        struct Writer {
+            std::atomic<unsigned> calls{0};
+            engine_fd_handler_t* handler = nullptr;
+            int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        } writer;
+        Error error;
+        run_on(context, [&] {
+            CHECK_EQ(engine_fd_handler_new(
+                         context, writer.fd, nullptr,
+                         [](void* opaque) {
+                             auto* self = static_cast<Writer*>(opaque);
+                             engine_fd_handler_delete(self->handler);  // inside its own callback
+                             self->calls.fetch_add(1);
+                         },
+                         nullptr, &writer, &writer.handler, &error),
+                     0);
+        });
+        REQUIRE(eventually([&] { return writer.calls.load() == 1; }));
+        for (int i = 0; i < 20; i++) run_on(context, [] {});
+        CHECK_EQ(writer.calls.load(), 1);
+        close(writer.fd);
+    }
+}
+
+TEST(a_callback_deletes_itself_or_another) {
+    for (uint32_t backend : both_backends) {
+        for (bool poll : {false, true}) {
+            for (unsigned who = 0; who < 3; who++) {
+                Engine engine;
+                engine_context_t* context = engine.context("io0", backend, 100000);
+                Watched watched[3];
+                for (Watched& one : watched) one.watch(context, poll ? Watched::look : nullptr);
+                watched[1].victim = &watched[who];  // the one before, itself, the one after
+                watched[1].put("x");
+                watched[1].work = true;
+                REQUIRE(eventually([&] { return watched[1].calls.load() >= 1; }));
+                for (int i = 0; i < 20; i++) run_on(context, [] {});
+                unsigned calls = watched[who].calls.load();
+                watched[who].work = true;
+                for (int i = 0; i < 20; i++) run_on(context, [] {});
+                CHECK_EQ(watched[who].calls.load(), calls);
+                for (Watched& one : watched) {
+                    if (one.handler == nullptr) continue;
+                    unsigned before = one.calls.load();
+                    one.put("y");
+                    REQUIRE(eventually([&] { return one.calls.load() > before; }));
+                    engine_fd_handler_delete(one.handler);
+                }
+            }
+        }
+    }
+}
+
+TEST(a_poll_callback_is_asked_while_the_context_polls) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend, 1000000000);
+        Watched watched;
+        watched.watch(context, Watched::look);
+        watched.work = true;
+        engine_bh_t* kick = engine_bh_new(context, [](void*) {}, nullptr);
+        CHECK_EQ(engine_bh_schedule(kick), 0);
+        REQUIRE(eventually([&] { return watched.calls.load() >= 1; }));
+        // Without any event of the descriptor: the callback's word is enough.
+        REQUIRE(eventually([&] {
+            run_on(context, [] {});
+            return stats_of(context).poll_successes > 10;
+        }));
+        for (unsigned i = 0; i < 10; i++) {
+            unsigned calls = watched.calls.load();
+            watched.work = true;
+            CHECK_EQ(engine_bh_schedule(kick), 0);
+            REQUIRE(eventually([&] { return watched.calls.load() > calls; }));
+        }
+        CHECK(watched.looks.load() > 10);
+        CHECK_EQ(watched.bytes.load(), 0);
+        engine_fd_handler_delete(watched.handler);
+        engine_bh_delete(kick);
+    }
+}
+
+TEST(a_handler_outlives_its_context) {
+    for (uint32_t backend : both_backends) {
+        for (bool deleted_before : {false, true}) {
+            for (bool poll : {false, true}) {
+                Engine engine;
+                engine_context_t* context = engine.context("io0", backend);
+                Watched watched;
+                watched.watch(context, poll ? Watched::look : nullptr);
+                if (deleted_before) engine_fd_handler_delete(watched.handler);
+                Error error;
+                CHECK_EQ(engine_context_close(context, &error), 0);
+                if (!deleted_before) engine_fd_handler_delete(watched.handler);
+            }
+        }
+    }
+}
+
+TEST(what_cannot_be_watched_is_refused) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        Watched watched;
+        engine_fd_handler_t* handler = nullptr;
+        Error error;
+        CHECK_EQ(engine_fd_handler_new(context, 987654, Watched::on_read, nullptr, nullptr, &watched, &handler, &error),
+                 -EBADF);
+        CHECK(error.says("context io0 cannot watch descriptor 987654"));
+        CHECK_EQ(engine_fd_handler_new(context, 0, nullptr, nullptr, nullptr, &watched, &handler, &error), -EINVAL);
+        CHECK_EQ(engine_fd_handler_new(context, 0, nullptr, Watched::on_read, Watched::look, &watched, &handler, &error),
+                 -EINVAL);
+        CHECK(handler == nullptr);
+        engine_context_t* other = engine.context("io1", backend);
+        run_on(other, [&] {
+            CHECK_EQ(engine_fd_handler_new(context, watched.ends[0], Watched::on_read, nullptr, nullptr, &watched,
+                                           &handler, &error),
+                     -EDEADLK);
+        });
+    }
+}
+
+}  // namespace
