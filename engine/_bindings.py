@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import operator
 import os
+from functools import cache
 from typing import Any
 
 from engine._native import ffi, lib
@@ -42,9 +43,15 @@ _KIND_OF_ERRNO = {
 
 def struct(name: str) -> Any:
     """A zeroed struct, owned by Python, with `size` set as the ABI asks."""
-    value = ffi.new(f"{name} *")
-    value.size = ffi.sizeof(name)
+    pointer, size = _layout(name)
+    value = ffi.new(pointer)
+    value.size = size
     return value
+
+
+@cache
+def _layout(name: str) -> tuple[Any, int]:
+    return ffi.typeof(f"{name} *"), ffi.sizeof(name)
 
 
 def text(value: Any) -> str:

@@ -14,7 +14,7 @@ from engine._native import ffi
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-MAX_BUFFERS = 1024  # as IOV_MAX
+_IOVECS = ffi.typeof("engine_iovec[]")
 
 
 def view_of(buffer: object, writable: bool) -> memoryview:
@@ -46,32 +46,32 @@ def aligned_view(nbytes: int, alignment: int) -> memoryview:
 class IoVector:
     """An array of `engine_iovec` over buffers, which stay exported until the `with` block ends."""
 
-    __slots__ = ("_exports", "array", "count", "nbytes")
+    __slots__ = ("_pointers", "_views", "array", "count", "nbytes")
 
     def __init__(self, buffers: Iterable[WriteableBuffer] | Iterable[ReadableBuffer], writable: bool) -> None:
-        self._exports: list[Any] = []
+        self._views: list[memoryview] = []
+        self._pointers: list[Any] = []
+        self.nbytes = 0
+        entries = []
         try:
             for buffer in buffers:
                 view = view_of(buffer, writable)
-                self._exports.append(view)
-                self._exports.append(ffi.from_buffer(view, require_writable=writable))
+                self._views.append(view)
+                pointer = ffi.from_buffer(view, require_writable=writable)
+                self._pointers.append(pointer)
+                entries.append((pointer, view.nbytes))
+                self.nbytes += view.nbytes
         except BaseException:
             self.release()
             raise
-        views, pointers = self._exports[::2], self._exports[1::2]
-        self.count = len(views)
-        self.nbytes = sum(view.nbytes for view in views)
-        self.array = ffi.new(
-            "engine_iovec[]", [(pointer, view.nbytes) for view, pointer in zip(views, pointers, strict=True)]
-        )
+        self.count = len(entries)
+        self.array = ffi.new(_IOVECS, entries)
 
     def release(self) -> None:
-        while self._exports:  # a pointer goes before the view under it
-            export = self._exports.pop()
-            if isinstance(export, memoryview):
-                export.release()
-            else:
-                ffi.release(export)
+        for pointer in self._pointers:  # before the view under it
+            ffi.release(pointer)
+        for view in self._views:
+            view.release()
 
     def __enter__(self) -> IoVector:
         return self

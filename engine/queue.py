@@ -112,7 +112,7 @@ class VirtQueue:
     def get_id(self) -> bytes:
         """The device's serial number, at most 20 bytes (VIRTIO_BLK_T_GET_ID)."""
         buffer, error = ffi.new(f"char[{SERIAL_BYTES}]"), struct("engine_error")
-        with self._turn, self._handle.in_use():
+        with self._handle.in_use(), self._turn:
             check(lib.engine_queue_get_id(self._live(), buffer, error), error, "get id", self._handle.label)
         return bytes(ffi.buffer(buffer)).split(b"\0", 1)[0]
 
@@ -132,7 +132,7 @@ class VirtQueue:
 
     def _request(self, operation: str, data: Any, offset: int, length: int, flags: int) -> None:
         error, op = struct("engine_error"), OPERATIONS[operation]
-        with self._turn, self._handle.in_use():
+        with self._handle.in_use(), self._turn:
             result = lib.engine_queue_io(self._live(), op, data, offset, length, flags, error)
             check(result, error, operation, self._handle.label)
 

@@ -50,7 +50,7 @@ FAILED = Counts(failed=1)
 def run(*command: str | Path, env: Mapping[str, str] | None = None, capture: bool = False) -> tuple[int, str]:
     """Runs it with the environment's tools first in PATH: (exit status, output where asked for)."""
     words = [str(word) for word in command]
-    print("+", " ".join(words), flush=True)
+    print("+", " ".join(words[:12]), "…" if len(words) > 12 else "", flush=True)
     path = f"{TOOLS}:{os.environ.get('PATH', '')}"
     result = subprocess.run(
         words,
@@ -58,6 +58,7 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None, capture: boo
         env={**os.environ, "PATH": path, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE if capture else None,
+        stderr=subprocess.STDOUT if capture else None,
         text=True,
         check=False,
     )
@@ -202,7 +203,13 @@ def test_clang_format() -> Counts:
     tool = clang_tool("clang-format")
     if tool is None:
         return FAILED
-    return check(tool, "--dry-run", "-Werror", *native_sources(".cc", ".hh"))
+    status, output = run(tool, "--dry-run", "-Werror", *native_sources(".cc", ".hh"), capture=True)
+    differing = dict.fromkeys(re.findall(r"^(\S+?):\d+:\d+: error", output, re.MULTILINE))
+    for path in differing:
+        print(f"{path}: not as clang-format lays it out; make format rewrites it")
+    if status != 0 and not differing:
+        print(output)
+    return Counts(passed=1) if status == 0 else FAILED
 
 
 def test_clang_tidy() -> Counts:

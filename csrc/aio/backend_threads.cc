@@ -1,5 +1,5 @@
-// The threads backend: epoll for descriptors and wake-ups, reads from the page cache inline, everything that may
-// sleep on the offload pool. Home thread only, but for wake(), which writes an eventfd.
+// The threads backend: epoll for descriptors and wake-ups, reads from the page cache inline, everything that
+// may sleep on the offload pool. Home thread only, but for wake(), which writes an eventfd.
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -36,13 +36,15 @@ int64_t repeat_interrupted(F&& call) noexcept {
 // On a pool thread.
 int64_t call_read(IoOp* op) {
     return repeat_interrupted([op] {
-        return preadv2(op->fd, op->iov, static_cast<int>(op->iov_count), static_cast<off_t>(op->offset), op->flags);
+        return preadv2(op->fd, op->iov, static_cast<int>(op->iov_count), static_cast<off_t>(op->offset),
+                       op->flags);
     });
 }
 
 int64_t call_write(IoOp* op) {
     return repeat_interrupted([op] {
-        return pwritev2(op->fd, op->iov, static_cast<int>(op->iov_count), static_cast<off_t>(op->offset), op->flags);
+        return pwritev2(op->fd, op->iov, static_cast<int>(op->iov_count), static_cast<off_t>(op->offset),
+                        op->flags);
     });
 }
 
@@ -56,8 +58,8 @@ int64_t call_fallocate(IoOp* op) {
     });
 }
 
-// File systems that cannot read without waiting (tmpfs), by descriptor. Descriptors are reused for other files, so
-// the answer is asked for again from time to time.
+// File systems that cannot read without waiting (tmpfs), by descriptor. Descriptors are reused for other
+// files, so the answer is asked for again from time to time.
 class RefusalTable {
   public:
     bool worth_trying(int fd) noexcept {
@@ -96,7 +98,10 @@ class ThreadsBackend final : public Backend {
 
   private:
     static constexpr unsigned events_max = 64;
-    static constexpr unsigned turns_between_looks = 16;
+    // A context that is never idle looks at its descriptors after so many operations: a turn counts for a
+    // few.
+    static constexpr unsigned work_between_looks = 64;
+    static constexpr unsigned turn_work = 4;
 
     // epoll knows a descriptor once; a second handler for it watches a duplicate.
     struct Duplicate {
@@ -119,7 +124,7 @@ class ThreadsBackend final : public Backend {
     std::array<epoll_event, events_max> events_;
     unsigned event_count_ = 0;
     unsigned fd_count_ = 0;
-    unsigned turns_since_look_ = 0;
+    unsigned work_since_look_ = 0;
     std::vector<Duplicate> duplicates_;
     OffloadPool offload_;
 };
@@ -127,7 +132,8 @@ class ThreadsBackend final : public Backend {
 int ThreadsBackend::open(engine_error* error) {
     const base::Where where{.operation = "epoll_create", .field = "backend"};
     epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
-    if (epoll_fd_ < 0) return base::fail_os(error, errno, where, "threads backend: cannot make an epoll descriptor");
+    if (epoll_fd_ < 0)
+        return base::fail_os(error, errno, where, "threads backend: cannot make an epoll descriptor");
     event_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (event_fd_ < 0) return base::fail_os(error, errno, where, "threads backend: cannot make an eventfd");
     // Edge-triggered: each write is an event of its own, and nobody needs to read the counter.
@@ -162,10 +168,17 @@ bool ThreadsBackend::read_at_once(IoOp* op, bool* sleeps) noexcept {
         return true;
     }
     switch (errno) {
-        case EOPNOTSUPP: refusals_.refused(op->fd); return false;
-        case EAGAIN: *sleeps = true; return false;
-        case EINTR: return false;
-        default: op->result = -errno; return true;
+        case EOPNOTSUPP:
+            refusals_.refused(op->fd);
+            return false;
+        case EAGAIN:
+            *sleeps = true;
+            return false;
+        case EINTR:
+            return false;
+        default:
+            op->result = -errno;
+            return true;
     }
 }
 
@@ -182,11 +195,20 @@ void ThreadsBackend::submit() noexcept {
             continue;
         }
         switch (op->kind) {
-            case IoKind::read: op->call = call_read; break;
-            case IoKind::write: op->call = call_write; break;
-            case IoKind::fdatasync: op->call = call_fdatasync; break;
-            case IoKind::fallocate: op->call = call_fallocate; break;
-            case IoKind::call: break;
+            case IoKind::read:
+                op->call = call_read;
+                break;
+            case IoKind::write:
+                op->call = call_write;
+                break;
+            case IoKind::fdatasync:
+                op->call = call_fdatasync;
+                break;
+            case IoKind::fallocate:
+                op->call = call_fallocate;
+                break;
+            case IoKind::call:
+                break;
         }
         (sleeps ? slow : unknown).push(op);
         offloaded++;
@@ -203,14 +225,15 @@ bool ThreadsBackend::has_completions() const noexcept {
 
 void ThreadsBackend::reap() noexcept {
     submit();
-    // A context that is never idle still looks at its descriptors now and then.
-    if (fd_count_ != 0 && event_count_ == 0 && ++turns_since_look_ >= turns_between_looks) look_at_fds(0);
+    work_since_look_ += turn_work;
+    if (fd_count_ != 0 && event_count_ == 0 && work_since_look_ >= work_between_looks) look_at_fds(0);
     run_fd_handlers();
     Message* done = done_.take_all();
     while (done != nullptr) {
         auto* op = static_cast<IoOp*>(done);
         done = done->next;  // op->done may free the operation
         stats.completed.increment();
+        work_since_look_++;
         op->done(op, op->result);
     }
 }
@@ -237,7 +260,7 @@ int ThreadsBackend::wait_in_kernel(int64_t timeout_ns) noexcept {
 }
 
 void ThreadsBackend::look_at_fds(int64_t timeout_ns) noexcept {
-    turns_since_look_ = 0;
+    work_since_look_ = 0;
     int count = wait_in_kernel(timeout_ns);
     event_count_ = 0;
     for (int i = 0; i < count; i++) {

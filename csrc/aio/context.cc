@@ -31,12 +31,12 @@ void AioContext::enter_home() noexcept {
 
 int AioContext::send(Message* message) noexcept {
     if (ENGINE_UNLIKELY(!mark_.same_process())) return -ESHUTDOWN;
-    switch (inbox_.push(message)) {
-        case Push::closed: return -ESHUTDOWN;
-        case Push::wake: backend_->wake(); return 0;
-        case Push::queued: return 0;
-    }
-    return 0;
+    // stop() waits for those between here and the end: the message may have run, the backend must still be there.
+    senders_.fetch_add_acq_rel(1);
+    Push pushed = inbox_.push(message);
+    if (pushed == Push::wake) backend_->wake();
+    senders_.fetch_sub_acq_rel(1);
+    return pushed == Push::closed ? -ESHUTDOWN : 0;
 }
 
 bool AioContext::hold() noexcept {
@@ -196,10 +196,14 @@ void AioContext::stop() {
     if (!thread_.joinable()) return;
     send(&message);
     thread_.join();
+    // The inbox is closed: who comes from here on wakes nobody. Descriptors and workers go now, not with the engine.
+    while (senders_.load_acquire() != 0) sched_yield();
+    backend_.reset();
 }
 
 void AioContext::read_stats(engine_context_stats* out) const noexcept {
     const LoopStats& s = stats_;
+    ENGINE_CHECK(backend_ != nullptr);  // a handle that was closed
     const BackendStats& b = backend_->stats;
     out->turns = s.turns.get();
     out->bottom_halves = s.bottom_halves.get();

@@ -44,7 +44,7 @@ struct LoopStats {
     base::Counter lock_acquisitions, lock_wait_ns, lock_hold_ns;
 };
 
-class AioContext final : public coro::Executor {
+class alignas(128) AioContext final : public coro::Executor {
   public:
     static constexpr int64_t default_poll_max_ns = 32768;
 
@@ -120,6 +120,7 @@ class AioContext final : public coro::Executor {
     ContextConfig config_;
     ForkMark mark_;
     Inbox inbox_;
+    base::Atomic<uint32_t> senders_{0};  // any thread: in send()
     std::unique_ptr<Backend> backend_;
     TimerHeap timers_;
     static constexpr uint32_t no_holds = 1u << 31;

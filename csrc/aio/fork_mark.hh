@@ -1,5 +1,5 @@
-// Tells the process that made it from a child of fork(), by a page that the kernel empties in the child. Written once,
-// in the constructor; any thread may ask, at the price of a load.
+// Tells the process that made it from a child of fork(), by a page that the kernel empties in the child.
+// Written once, in the constructor; any thread may ask, at the price of a load.
 #pragma once
 
 #include <sys/mman.h>

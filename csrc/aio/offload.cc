@@ -1,5 +1,5 @@
-// The offload pool. Its threads inherit the context's CPUs and its blocked signals, since the home thread starts
-// them; those idle for long end. What guards what is said in the header.
+// The offload pool. Its threads inherit the context's CPUs and its blocked signals, since the home thread
+// starts them; those idle for long end. What guards what is said in the header.
 #include "aio/offload.hh"
 
 #include <pthread.h>
@@ -32,13 +32,16 @@ bool OffloadPool::may_be_quick(const IoOp* op) noexcept {
 
 // With the lock.
 void OffloadPool::enqueue(IoOp* op, bool surely) noexcept {
-    op->result = surely || !may_be_quick(op) ? kind_surely_slow : average_ns_ < quick_ns ? kind_quick : kind_slow;
+    op->result = surely || !may_be_quick(op) ? kind_surely_slow
+                 : average_ns_ < quick_ns    ? kind_quick
+                                             : kind_slow;
     queue_.push(op);
     queued_++;
     if (op->result != kind_quick) queued_slow_++;
 }
 
-// With the lock: how many more threads the queue is worth. One that is not in a slow operation comes back soon.
+// With the lock: how many more threads the queue is worth. One that is not in a slow operation comes back
+// soon.
 unsigned OffloadPool::threads_wanted() const noexcept {
     unsigned needed = queued_slow_ + (queued_ > queued_slow_ ? 1 : 0);
     unsigned free = threads_ - idle_ - busy_slow_;
@@ -110,8 +113,8 @@ bool OffloadPool::start_thread() noexcept {
     }
 }
 
-// Home only, where no thread could be started. With at least one the operations wait for their turn; with none
-// they fail, but not in here.
+// Home only, where no thread could be started. With at least one the operations wait for their turn; with
+// none they fail, but not in here.
 void OffloadPool::fail_queued() noexcept {
     std::unique_lock lock(mutex_);
     if (threads_ != 0) return;
@@ -147,8 +150,8 @@ void OffloadPool::call_all_slow() noexcept {
     queued_slow_ = queued_;
 }
 
-// Home only. One that was thought quick and sleeps holds up those behind it in the queue, and the news of those
-// that finished before it.
+// Home only. One that was thought quick and sleeps holds up those behind it in the queue, and the news of
+// those that finished before it.
 void OffloadPool::rescue() noexcept {
     std::unique_lock lock(mutex_);
     if (queued_ > queued_slow_ && pops_ == rescue_pops_) call_all_slow();

@@ -14,10 +14,10 @@
 
 namespace engine::aio {
 
-// Waking a thread costs more than a copy from the page cache. So operations are of two kinds: *slow* ones, which
-// may sleep in the kernel, have a thread each, as far as threads_max allows; *quick* ones (small buffered reads
-// and writes, while such have been quick lately) share one thread. One that blocks after all is noticed by a timer
-// on the home thread: then the small ones count as slow until they prove quick again.
+// Waking a thread costs more than a copy from the page cache. So operations are of two kinds: *slow* ones,
+// which may sleep in the kernel, have a thread each, as far as threads_max allows; *quick* ones (small
+// buffered reads and writes, while such have been quick lately) share one thread. One that blocks after all
+// is noticed by a timer on the home thread: then the small ones count as slow until they prove quick again.
 class OffloadPool {
   public:
     static constexpr unsigned threads_max = 64;
@@ -25,8 +25,8 @@ class OffloadPool {
     explicit OffloadPool(AioContext* context) noexcept;
     ~OffloadPool() { stop(); }
 
-    // Home only. Runs op->call(op) on a pool thread, then op->done on the home thread, not from in here. Threads are
-    // started as needed; where not even one can be started, the operation fails with -ENOMEM.
+    // Home only. Runs op->call(op) on a pool thread, then op->done on the home thread, not from in here.
+    // Threads are started as needed; where not even one can be started, the operation fails with -ENOMEM.
     void run(IoOp* op) noexcept;
     // The same for a batch. What the caller knows will sleep (it has tried without waiting) comes in `slow`.
     // Both queues are left empty.
@@ -73,7 +73,7 @@ class OffloadPool {
     void ring(std::unique_lock<std::mutex>& lock) noexcept;
 
     AioContext* const context_;
-    Rescue rescue_;           // home only
+    Rescue rescue_;             // home only
     uint64_t rescue_pops_ = 0;  // home only: pops_ when the timer was armed
     std::array<Slot, threads_max> slots_;
 
@@ -91,7 +91,7 @@ class OffloadPool {
     unsigned tokens_ = 0;     // told to wake, and not yet awake
     unsigned busy_slow_ = 0;  // in a slow operation, or in one found stuck
     unsigned busy_quick_ = 0;
-    unsigned rescues_ = 0;    // times that busy_quick_ was added to busy_slow_
+    unsigned rescues_ = 0;  // times that busy_quick_ was added to busy_slow_
     uint64_t pops_ = 0;
     uint64_t average_ns_ = 0;  // of a small buffered read or write: quick until proved slow
     bool ringing_ = false;     // the doorbell is in the inbox

@@ -90,7 +90,7 @@ struct OpCounters {
     base::Counter requests, bytes, errors;
 };
 
-class Channel {
+class alignas(128) Channel {
   public:
     Node* node;
     aio::AioContext* context;

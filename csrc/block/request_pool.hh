@@ -1,5 +1,5 @@
-// The child requests of one channel: taken and given back without allocating once the pool has grown to what was
-// in flight at most. Home thread of the channel's context only.
+// The child requests of one channel: taken and given back without allocating once the pool has grown to what
+// was in flight at most. Home thread of the channel's context only.
 #pragma once
 
 #include <array>

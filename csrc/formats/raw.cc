@@ -1,4 +1,5 @@
-// The raw format: the disk is the child, or a window of it. Its state is constant; a channel's is its context's.
+// The raw format: the disk is the child, or a window of it. Its state is constant; a channel's is its
+// context's.
 #include <cstddef>
 #include <limits>
 #include <new>
@@ -25,7 +26,8 @@ struct RawChannel {
     Channel* child = nullptr;
 };
 
-int refuse(const OpenArguments& arguments, const char* field, const char* what, uint64_t value, uint64_t limit) {
+int refuse(const OpenArguments& arguments, const char* field, const char* what, uint64_t value,
+           uint64_t limit) {
     return base::fail(arguments.error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = field},
                       "raw: %s of %lu bytes %s %lu bytes", field, value, what, limit);
 }
@@ -42,13 +44,15 @@ int raw_open(Node& node, const OpenArguments& arguments) {
                       child.request_alignment);
     }
     if (state.offset > child_bytes) {
-        return refuse(arguments, "offset", "is past the end of what is below, which has", state.offset, child_bytes);
+        return refuse(arguments, "offset", "is past the end of what is below, which has", state.offset,
+                      child_bytes);
     }
     uint64_t bytes = child_bytes - state.offset;
     if (state.fixed) {
         uint64_t wanted = options.number("size");
         if (wanted > bytes) {
-            return refuse(arguments, "size", "is more than there is below from the given offset on,", wanted, bytes);
+            return refuse(arguments, "size", "is more than there is below from the given offset on,", wanted,
+                          bytes);
         }
         if (wanted % child.request_alignment != 0) {
             return refuse(arguments, "size", "is not a multiple of the alignment below,", wanted,
@@ -72,7 +76,9 @@ int raw_open_channel(Channel& channel) {
     return 0;
 }
 
-void raw_close_channel(Channel& channel) { channel.state<RawChannel>().~RawChannel(); }
+void raw_close_channel(Channel& channel) {
+    channel.state<RawChannel>().~RawChannel();
+}
 
 // What is more than a number to pass up.
 [[gnu::noinline]] void translate(Channel& channel, const Request& child) noexcept {
@@ -139,7 +145,8 @@ void raw_submit(Channel& channel, Request* request) {
 
 const OptionDef options[] = {
     {"offset", OptionType::size, "0", "0..8E", "where the disk starts in what is below, bytes"},
-    {"size", OptionType::size, nullptr, "0..8E", "size of the disk, bytes; default: all that is below from offset on"},
+    {"size", OptionType::size, nullptr, "0..8E",
+     "size of the disk, bytes; default: all that is below from offset on"},
 };
 
 const ChildDef children[] = {{"file", true}};

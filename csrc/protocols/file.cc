@@ -13,7 +13,8 @@ const OptionDef options[] = {
     {"locking", OptionType::enumeration, "auto", "auto|on|off",
      "lock the file against other processes as QEMU does: auto where the system can, on or fail, off"},
     {"cache.direct", OptionType::boolean, "off", nullptr,
-     "bypass the page cache (O_DIRECT): requests and buffers must be aligned; a size that is not a multiple of the "
+     "bypass the page cache (O_DIRECT): requests and buffers must be aligned; a size that is not a multiple "
+     "of the "
      "alignment is rounded up, the rest reads as zeroes, and a write there makes the file that long"},
 };
 

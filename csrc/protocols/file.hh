@@ -1,5 +1,5 @@
-// The file driver's own declarations: a regular file or a block device. FileState lies on the node's pages and is
-// constant while the node is open; what changes is in FileShared, and says what guards it.
+// The file driver's own declarations: a regular file or a block device. FileState lies on the node's pages
+// and is constant while the node is open; what changes is in FileShared, and says what guards it.
 #pragma once
 
 #include "base/list.hh"
@@ -13,7 +13,8 @@ enum FileRefusal : uint32_t { refuses_punch = 1, refuses_zero_range = 2 };
 
 struct FileShared {
     base::Atomic<uint32_t> refusals{0};  // FileRefusal
-    // The first failed flush: the kernel reports a lost write once, so later flushes must not say that all is well.
+    // The first failed flush: the kernel reports a lost write once, so later flushes must not say that all is
+    // well.
     base::Atomic<int> flush_error{0};
     base::Mutex flush_mutex;  // short, held for a few instructions
     base::Queue<aio::Message> flushes_waiting ENGINE_GUARDED_BY(flush_mutex);
@@ -53,6 +54,8 @@ void note_flush_failure(FileShared& shared, int errnum) noexcept;
 void finish_failed(Request* request, int errnum, uint64_t offset) noexcept;
 
 // Interrupted or short of something for a moment: the same operation is worth another try.
-inline bool transient(int64_t result) noexcept { return result == -EINTR || result == -EAGAIN; }
+inline bool transient(int64_t result) noexcept {
+    return result == -EINTR || result == -EAGAIN;
+}
 
 }  // namespace engine::block

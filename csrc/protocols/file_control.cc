@@ -1,5 +1,5 @@
-// The file driver beyond reads and writes: flush, discard, zeroes, resize, block status. Home thread of the request's
-// context, but for the functions that say they run on the offload pool.
+// The file driver beyond reads and writes: flush, discard, zeroes, resize, block status. Home thread of the
+// request's context, but for the functions that say they run on the offload pool.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "base/error.hh"
@@ -19,7 +20,9 @@ namespace engine::block {
 
 namespace {
 
-const FileState& state_of(const Request& request) noexcept { return request.channel->node->state<FileState>(); }
+const FileState& state_of(const Request& request) noexcept {
+    return request.channel->node->state<FileState>();
+}
 
 bool means_unsupported(int64_t result) noexcept {
     return result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY || result == -ENODEV;
@@ -34,7 +37,8 @@ void offload(Channel& channel, Request* request, int64_t (*call)(aio::IoOp*),
     channel.context->backend().queue(&request->io);
 }
 
-void queue_fallocate(Channel& channel, Request* request, int32_t mode, void (*done)(aio::IoOp*, int64_t)) noexcept {
+void queue_fallocate(Channel& channel, Request* request, int32_t mode,
+                     void (*done)(aio::IoOp*, int64_t)) noexcept {
     aio::IoOp& io = request->io;
     io.kind = aio::IoKind::fallocate;
     io.done = done;
@@ -47,12 +51,18 @@ void queue_fallocate(Channel& channel, Request* request, int32_t mode, void (*do
 
 const char* advice_on(int errnum) noexcept {
     switch (errnum) {
-        case ENOSPC: return ": make room on its file system and repeat the request";
-        case EDQUOT: return ": the quota of its owner is used up";
-        case EFBIG: return ": the file system or a limit of this process (ulimit -f) allows no larger file";
-        case EIO: return ": the device or the file system failed, see the kernel's log";
-        case ENOMEM: return ": the system is short of memory or threads";
-        default: return "";
+        case ENOSPC:
+            return ": make room on its file system and repeat the request";
+        case EDQUOT:
+            return ": the quota of its owner is used up";
+        case EFBIG:
+            return ": the file system or a limit of this process (ulimit -f) allows no larger file";
+        case EIO:
+            return ": the device or the file system failed, see the kernel's log";
+        case ENOMEM:
+            return ": the system is short of memory or threads";
+        default:
+            return "";
     }
 }
 
@@ -66,13 +76,14 @@ void finish_failed(Request* request, int errnum, uint64_t offset) noexcept {
                 .offset = offset,
                 .request_id = request->id},
                "node %s: %s of %lu bytes at offset %lu failed in file '%s': %s%s", control.name.c_str(),
-               op_name(request->op), request->length, offset, control.filename.c_str(), strerrordesc_np(errnum),
-               advice_on(errnum));
+               op_name(request->op), request->length, offset, control.filename.c_str(),
+               strerrordesc_np(errnum), advice_on(errnum));
     finish(request, -errnum);
 }
 
-// --- flush. One fdatasync at a time for each node: those that come meanwhile share the next one. Besides saving work
-// this keeps the kernel from reporting a lost write to one of two that run side by side, and success to the other.
+// --- flush. One fdatasync at a time for each node: those that come meanwhile share the next one. Besides
+// saving work this keeps the kernel from reporting a lost write to one of two that run side by side, and
+// success to the other.
 
 void note_flush_failure(FileShared& shared, int errnum) noexcept {
     if (shared.flush_error.load_relaxed() == 0) shared.flush_error.store_release(errnum);
@@ -123,12 +134,12 @@ void flush_done(aio::IoOp* op, int64_t result) {
     }
     if (batch != nullptr) {
         auto* next_leader = static_cast<Request*>(batch);
-        next_leader->scratch[0] = reinterpret_cast<uintptr_t>(batch->next);
+        next_leader->scratch[0] = std::bit_cast<uint64_t>(batch->next);
         next_leader->run = start_flush;
         next_leader->channel->context->send(next_leader);
     }
     // From here on the node may be closed as soon as the last of its requests has been told.
-    auto* member = reinterpret_cast<aio::Message*>(leader->scratch[0]);
+    auto* member = std::bit_cast<aio::Message*>(leader->scratch[0]);
     conclude_on_its_context(leader, -failed, channel.context);
     while (member != nullptr) {
         aio::Message* next = member->next;
@@ -158,7 +169,8 @@ void submit_flush(Channel& channel, Request* request) noexcept {
     }
     if (int failed = shared.flush_error.load_acquire(); failed != 0) {
         fail_later(request, ENGINE_ERROR_OS, failed,
-                   "node %s: an earlier flush of file '%s' failed (%s), writes before it may be lost: check the disk, "
+                   "node %s: an earlier flush of file '%s' failed (%s), writes before it may be lost: check "
+                   "the disk, "
                    "then close the node and open it again",
                    channel.node->control->name.c_str(), channel.node->control->filename.c_str(),
                    strerrordesc_np(failed));
@@ -222,7 +234,8 @@ void zeroes_done(aio::IoOp* op, int64_t result) {
         bool punched = (op->flags & FALLOC_FL_PUNCH_HOLE) != 0;
         state.shared->refusals.fetch_or_acq_rel(punched ? refuses_punch : refuses_zero_range);
         if (punched && !refused(state, refuses_zero_range)) {
-            queue_fallocate(*request->channel, request, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, zeroes_done);
+            queue_fallocate(*request->channel, request, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                            zeroes_done);
         } else {
             finish(request, -ENOTSUP);  // the request layer writes zeroes instead
         }
@@ -257,11 +270,12 @@ void submit_write_zeroes(Channel& channel, Request* request) noexcept {
         finish_later(request, -ENOTSUP);
         return;
     }
-    queue_fallocate(channel, request, (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE,
-                    zeroes_done);
+    queue_fallocate(channel, request,
+                    (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE, zeroes_done);
 }
 
-// --- resize. Requests in flight are not waited for in here: a write beyond the new end would make the file grow.
+// --- resize. Requests in flight are not waited for in here: a write beyond the new end would make the file
+// grow.
 
 namespace {
 
@@ -300,7 +314,8 @@ void resize_done(aio::IoOp* op, int64_t result) {
         const char* name = node.control->name.c_str();
         base::fail(request->error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP,
                    {.node = name, .operation = "resize", .request_id = request->id},
-                   "node %s: '%s' is a device, and is not %lu bytes large: change its size with the tools of its own "
+                   "node %s: '%s' is a device, and is not %lu bytes large: change its size with the tools of "
+                   "its own "
                    "(lvresize, for example) and then give that size",
                    name, node.control->filename.c_str(), request->offset);
         finish(request, -ENOTSUP);
@@ -314,7 +329,8 @@ void resize_done(aio::IoOp* op, int64_t result) {
 void submit_resize(Channel& channel, Request* request) noexcept {
     Node& node = *channel.node;
     const auto& state = node.state<FileState>();
-    if (request->offset > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) - node.request_alignment) {
+    if (request->offset >
+        static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) - node.request_alignment) {
         fail_later(request, ENGINE_ERROR_LIMIT, EFBIG, "node %s: %lu bytes are more than a file can have",
                    node.control->name.c_str(), request->offset);
         return;

@@ -1,5 +1,5 @@
-// Reads and writes of the file driver. A request whose transfer comes back short goes on from there, without a copy
-// of its vector. Home thread of the request's context; allocates nothing.
+// Reads and writes of the file driver. A request whose transfer comes back short goes on from there, without
+// a copy of its vector. Home thread of the request's context; allocates nothing.
 #include <limits.h>
 #include <sys/uio.h>
 
@@ -18,7 +18,9 @@ namespace {
 constexpr uint64_t transfer_max = 0x7ffff000;
 constexpr uint32_t parts_max = IOV_MAX;
 
-uint64_t progress_of(const Request& request) noexcept { return request.io.offset - request.offset; }
+uint64_t progress_of(const Request& request) noexcept {
+    return request.io.offset - request.offset;
+}
 
 // Where in the vector `progress` bytes end: the index of the part, and the bytes of it that are done.
 struct Position {
@@ -43,8 +45,8 @@ void zero_rest(const Request& request, uint64_t progress) noexcept {
     }
 }
 
-// Hands the next piece to the backend. A part that is begun, or longer than one call can move, goes alone, through
-// a vector of one in the request's scratch; else as many whole parts as one call takes.
+// Hands the next piece to the backend. A part that is begun, or longer than one call can move, goes alone,
+// through a vector of one in the request's scratch; else as many whole parts as one call takes.
 void transfer_from(Request* request, uint64_t progress) noexcept {
     static_assert(sizeof request->scratch == sizeof(iovec));
     aio::IoOp& io = request->io;
@@ -53,7 +55,8 @@ void transfer_from(Request* request, uint64_t progress) noexcept {
     io.offset = request->offset + progress;
     if (position.within != 0 || first->iov_len > transfer_max) {
         uint64_t length = std::min(first->iov_len - position.within, transfer_max);
-        io.iov = new (request->scratch) iovec{static_cast<std::byte*>(first->iov_base) + position.within, length};
+        io.iov =
+            new (request->scratch) iovec{static_cast<std::byte*>(first->iov_base) + position.within, length};
         io.iov_count = 1;
         io.length = length;
     } else {
@@ -69,8 +72,8 @@ void transfer_from(Request* request, uint64_t progress) noexcept {
 }
 
 void fail_transfer(Request* request, int errnum) noexcept {
-    // The kernel tells each lost write once, to whoever syncs next: that may have been this one. What a full file
-    // system refused was not lost, it was never accepted.
+    // The kernel tells each lost write once, to whoever syncs next: that may have been this one. What a full
+    // file system refused was not lost, it was never accepted.
     const auto& state = request->channel->node->state<FileState>();
     if ((request->flags & ENGINE_FUA) != 0 && errnum != ENOSPC && errnum != EDQUOT && errnum != EFBIG) {
         note_flush_failure(*state.shared, errnum);
@@ -139,13 +142,27 @@ void submit_transfer(Channel& channel, Request* request, aio::IoKind kind) noexc
 
 void file_submit(Channel& channel, Request* request) {
     switch (request->op) {
-        case Op::read: submit_transfer(channel, request, aio::IoKind::read); break;
-        case Op::write: submit_transfer(channel, request, aio::IoKind::write); break;
-        case Op::flush: submit_flush(channel, request); break;
-        case Op::discard: submit_discard(channel, request); break;
-        case Op::write_zeroes: submit_write_zeroes(channel, request); break;
-        case Op::resize: submit_resize(channel, request); break;
-        case Op::block_status: submit_block_status(channel, request); break;
+        case Op::read:
+            submit_transfer(channel, request, aio::IoKind::read);
+            break;
+        case Op::write:
+            submit_transfer(channel, request, aio::IoKind::write);
+            break;
+        case Op::flush:
+            submit_flush(channel, request);
+            break;
+        case Op::discard:
+            submit_discard(channel, request);
+            break;
+        case Op::write_zeroes:
+            submit_write_zeroes(channel, request);
+            break;
+        case Op::resize:
+            submit_resize(channel, request);
+            break;
+        case Op::block_status:
+            submit_block_status(channel, request);
+            break;
     }
 }
 

@@ -1,6 +1,7 @@
-// Locks on image files, shared with QEMU: open file description locks on single bytes, one for each permission that
-// is held (from 100 on) and one for each that is not shared (from 200 on). All are read locks; a conflict is
-// found by asking whether a write lock would be refused. Control plane; the kernel keeps the state.
+// Locks on image files, shared with QEMU: open file description locks on single bytes, one for each
+// permission that is held (from 100 on) and one for each that is not shared (from 200 on). All are read
+// locks; a conflict is found by asking whether a write lock would be refused. Control plane; the kernel keeps
+// the state.
 #include <errno.h>
 #include <fcntl.h>
 
@@ -28,8 +29,8 @@ struct Claim {
     uint32_t held;
     uint32_t shared;
 };
-// A writer lets others read; a reader of a plain file minds nobody, as with qemu-img. Formats that cannot stand a
-// change under them say so by their permissions on the node.
+// A writer lets others read; a reader of a plain file minds nobody, as with qemu-img. Formats that cannot
+// stand a change under them say so by their permissions on the node.
 constexpr Claim writer{ENGINE_PERM_ALL, ENGINE_PERM_CONSISTENT_READ | ENGINE_PERM_WRITE_UNCHANGED};
 constexpr Claim reader{ENGINE_PERM_CONSISTENT_READ, ENGINE_PERM_ALL};
 
@@ -63,10 +64,11 @@ bool means_unsupported(int result) noexcept {
 }
 
 int conflict(engine_error* error, const char* filename, bool read_only, unsigned i, bool held_by_other) {
-    const char* advice = read_only ? "end the program that has it open (a running virtual machine?), or pass locking=off "
-                                     "where a changing image does no harm"
-                                   : "end the program that has it open (a running virtual machine?), or open it with "
-                                     "read-only=on";
+    const char* advice =
+        read_only ? "end the program that has it open (a running virtual machine?), or pass locking=off "
+                    "where a changing image does no harm"
+                  : "end the program that has it open (a running virtual machine?), or open it with "
+                    "read-only=on";
     return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, {.operation = "open", .field = "locking"},
                       "file '%s' is in use: somebody else %s \"%s\" (lock on byte %ld); %s", filename,
                       held_by_other ? "holds" : "does not share", permissions[i].name,
@@ -98,9 +100,15 @@ int lock_file(int fd, const char* filename, bool read_only, FileLocking locking,
     if (!means_unsupported(result)) result = apply(fd, claim);
     if (means_unsupported(result)) {
         if (locking == FileLocking::automatic) return 0;
-        return base::fail(error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP, where,
-                          "file '%s': its file system has no open file description locks; use locking=auto to go on "
-                          "without, and see to it that nobody else writes it",
+        return base::fail(
+            error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP, where,
+            "file '%s': its file system has no open file description locks; use locking=auto to go on "
+            "without, and see to it that nobody else writes it",
+            filename);
+    }
+    if (result == -EAGAIN || result == -EACCES) {  // a lock for writing, over what others only lock for reading
+        return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, where,
+                          "file '%s' is in use: somebody else has locked it whole; end the program that has it open",
                           filename);
     }
     if (result != 0) return base::fail_os(error, -result, where, "file '%s': cannot lock it", filename);
@@ -110,7 +118,8 @@ int lock_file(int fd, const char* filename, bool read_only, FileLocking locking,
             if ((concerned & permissions[i].bit) == 0) continue;
             result = test_byte(fd, (held ? held_base : unshared_base) + i);
             if (result == -EAGAIN) return conflict(error, filename, read_only, i, held);
-            if (result != 0) return base::fail_os(error, -result, where, "file '%s': cannot look at its locks", filename);
+            if (result != 0)
+                return base::fail_os(error, -result, where, "file '%s': cannot look at its locks", filename);
         }
     }
     return 0;

@@ -55,35 +55,53 @@ int check_kind(const char* name, mode_t mode, const OpenArguments& arguments) {
 int cannot_open(const char* name, int errnum, bool direct, const OpenArguments& arguments) {
     const char* advice = nullptr;
     switch (errnum) {
-        case ENOENT: advice = "check the name; a relative one starts at the working directory"; break;
-        case ENOTDIR: advice = "a part of the path is not a directory"; break;
+        case ENOENT:
+            advice = "check the name; a relative one starts at the working directory";
+            break;
+        case ENOTDIR:
+            advice = "a part of the path is not a directory";
+            break;
         case EACCES:
         case EPERM:
-            advice = arguments.read_only ? "this user may not read it: see its mode and those of its folders"
-                                         : "this user may not write it: change its mode, or open it with read-only=on";
+            advice = arguments.read_only
+                         ? "this user may not read it: see its mode and those of its folders"
+                         : "this user may not write it: change its mode, or open it with read-only=on";
             break;
-        case EROFS: advice = "its file system is read-only: open it with read-only=on"; break;
-        case ETXTBSY: advice = "it is being executed or swapped to"; break;
-        case EMFILE: advice = "this process has too many files open: raise its limit (ulimit -n)"; break;
+        case EROFS:
+            advice = "its file system is read-only: open it with read-only=on";
+            break;
+        case ETXTBSY:
+            advice = "it is being executed or swapped to";
+            break;
+        case EMFILE:
+            advice = "this process has too many files open: raise its limit (ulimit -n)";
+            break;
         case ENXIO:
         case ENODEV:
-        case ENOMEDIUM: advice = "there is no such device, or nothing in it"; break;
-        case ELOOP: advice = "too many symbolic links"; break;
+        case ENOMEDIUM:
+            advice = "there is no such device, or nothing in it";
+            break;
+        case ELOOP:
+            advice = "too many symbolic links";
+            break;
         case EINVAL:
             if (direct) advice = "its file system cannot bypass the page cache: use cache.direct=off";
             break;
-        default: break;
+        default:
+            break;
     }
     return base::fail(arguments.error, ENGINE_ERROR_OS, errnum, {.operation = "open", .field = "filename"},
-                      "file '%s': cannot open it for %s: %s%s%s", name, arguments.read_only ? "reading" : "writing",
-                      strerrordesc_np(errnum), advice != nullptr ? ": " : "", advice != nullptr ? advice : "");
+                      "file '%s': cannot open it for %s: %s%s%s", name,
+                      arguments.read_only ? "reading" : "writing", strerrordesc_np(errnum),
+                      advice != nullptr ? ": " : "", advice != nullptr ? advice : "");
 }
 
-// A FIFO, a socket or a terminal is never opened, so that nothing happens at its other end. O_NONBLOCK is for what
-// takes the name between the look and the opening.
+// A FIFO, a socket or a terminal is never opened, so that nothing happens at its other end. O_NONBLOCK is for
+// what takes the name between the look and the opening.
 int open_descriptor(const char* name, bool direct, const OpenArguments& arguments, struct stat* status) {
     if (name[0] == '\0') {
-        return base::fail(arguments.error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = "filename"},
+        return base::fail(arguments.error, ENGINE_ERROR_INVALID, EINVAL,
+                          {.operation = "open", .field = "filename"},
                           "option 'filename' is empty: name a regular file or a block device");
     }
     if (stat(name, status) != 0) return cannot_open(name, errno, direct, arguments);
@@ -103,9 +121,12 @@ int open_descriptor(const char* name, bool direct, const OpenArguments& argument
     return fd.release();
 }
 
-bool power_of_two(uint64_t n) noexcept { return n != 0 && (n & (n - 1)) == 0; }
+bool power_of_two(uint64_t n) noexcept {
+    return n != 0 && (n & (n - 1)) == 0;
+}
 
-// The smallest read from the start of the file that the kernel takes; it tells only where there is something to read.
+// The smallest read from the start of the file that the kernel takes; it tells only where there is something
+// to read.
 uint32_t probe_alignment(int fd) noexcept {
     struct Free {
         void operator()(void* block) const { free(block); }
@@ -120,12 +141,13 @@ uint32_t probe_alignment(int fd) noexcept {
     return safe_alignment;
 }
 
-// What O_DIRECT demands of offsets, lengths and addresses. One figure for all three: so every part of a vector is a
-// whole number of blocks, and a transfer can be split between any two.
+// What O_DIRECT demands of offsets, lengths and addresses. One figure for all three: so every part of a
+// vector is a whole number of blocks, and a transfer can be split between any two.
 uint32_t direct_alignment(int fd, bool device) noexcept {
 #ifdef STATX_DIOALIGN
-    struct statx status {};
-    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 && (status.stx_mask & STATX_DIOALIGN) != 0) {
+    struct statx status{};
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
+        (status.stx_mask & STATX_DIOALIGN) != 0) {
         uint32_t alignment = std::max(status.stx_dio_mem_align, status.stx_dio_offset_align);
         if (power_of_two(alignment)) return alignment;
     }
@@ -138,14 +160,16 @@ uint32_t direct_alignment(int fd, bool device) noexcept {
     return device ? safe_alignment : probe_alignment(fd);
 }
 
-int find_size(int fd, const struct stat& status, const char* name, const OpenArguments& arguments, uint64_t* bytes) {
+int find_size(int fd, const struct stat& status, const char* name, const OpenArguments& arguments,
+              uint64_t* bytes) {
     if (!S_ISBLK(status.st_mode)) {
         *bytes = static_cast<uint64_t>(status.st_size);
         return 0;
     }
     int64_t result = device_bytes(fd);
     if (result < 0) {
-        return base::fail_os(arguments.error, static_cast<int>(-result), {.operation = "open", .field = "filename"},
+        return base::fail_os(arguments.error, static_cast<int>(-result),
+                             {.operation = "open", .field = "filename"},
                              "file '%s': cannot tell the size of the device", name);
     }
     *bytes = static_cast<uint64_t>(result);
@@ -167,12 +191,12 @@ int file_open(Node& node, const OpenArguments& arguments) {
     auto& state = node.state<FileState>();
     const std::string& name = arguments.options.text("filename");
     bool direct = arguments.options.boolean("cache.direct");
-    struct stat status {};
+    struct stat status{};
     int opened = open_descriptor(name.c_str(), direct, arguments, &status);
     if (opened < 0) return opened;
     Descriptor fd(opened);
-    int result = lock_file(fd.get(), name.c_str(), arguments.read_only, locking_of(arguments.options.text("locking")),
-                           arguments.error);
+    int result = lock_file(fd.get(), name.c_str(), arguments.read_only,
+                           locking_of(arguments.options.text("locking")), arguments.error);
     if (result != 0) return result;
     uint64_t bytes = 0;
     result = find_size(fd.get(), status, name.c_str(), arguments, &bytes);

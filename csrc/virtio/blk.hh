@@ -48,7 +48,8 @@ struct CallNotifier {
     void* opaque = nullptr;
 };
 
-class BlkQueue final : private aio::Poller {
+// On cache lines of its own, and on pairs of them: its neighbour may be served by another context.
+class alignas(128) BlkQueue final : private aio::Poller {
   public:
     BlkQueue(Disk& disk, aio::AioContext& context, unsigned index);
     ~BlkQueue();

@@ -42,7 +42,7 @@ struct Ticket {
     bool check;  // a read of a block that this workload had written before
 };
 
-class Generator {
+class alignas(128) Generator {
   public:
     // Control plane. The target is attached by the kind's own factory.
     static int create(Instance& engine, const engine_workload_config& config, std::unique_ptr<Generator>* out,

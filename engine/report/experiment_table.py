@@ -132,4 +132,6 @@ def _baseline(data: Mapping[str, Any]) -> str:
     keys = data["plan"]["sweep"]
     if not keys:
         return ""
-    return f"; {figures.TIMES} is against the first {column_name(keys[-1])} with the same settings"
+    return (
+        f"; {figures.TIMES} is against the first row with the same settings but for {column_name(keys[-1])}"
+    )

@@ -278,7 +278,7 @@ def _footer(canvas: Canvas, data: Mapping[str, Any], y: float) -> float:
     clocks = _each(run["record"]["engine"]["clock"] for run in data["runs"])
     lines = [
         "Bars are medians, dots the runs, whiskers from the least to the most. "
-        f"{figures.TIMES} is against the first bar of the group. "
+        f"{figures.TIMES} is against the first bar of the group, for a mark of the panel. "
         "CPU/request: user and system time of all threads. Lock wait: share of the contexts' time. "
         f"Most steal time of a run: {steal:.1f} %; most CPU time of other processes: {other:.0f} %. "
         f"Clock: {clocks}."

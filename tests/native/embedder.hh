@@ -1,5 +1,5 @@
-// What the native tests of the C interface share: an engine that closes itself, an error object that starts clean,
-// waiting without a clock that decides anything, and running a piece in a child process. Any thread.
+// What the native tests of the C interface share: an engine that closes itself, an error object that starts
+// clean, waiting without a clock that decides anything, and running a piece in a child process. Any thread.
 #pragma once
 
 #include <engine/engine.h>
@@ -11,6 +11,15 @@
 
 #include "check.hh"
 
+// The thread sanitizer cannot start threads in a child of a process that has some.
+#if defined(__SANITIZE_THREAD__)
+#define EMBEDDER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define EMBEDDER_TSAN 1
+#endif
+#endif
+
 namespace embedder {
 
 struct Error : engine_error {
@@ -18,7 +27,8 @@ struct Error : engine_error {
     bool says(const char* text) const { return strstr(message, text) != nullptr; }
 };
 
-// Gives others the processor until `condition` holds. The limit only keeps a broken engine from hanging the test.
+// Gives others the processor until `condition` holds. The limit only keeps a broken engine from hanging the
+// test.
 template <class F>
 bool eventually(F&& condition) {
     double end = check::seconds() + 40;
@@ -68,7 +78,8 @@ class Engine {
         config.poll_max_ns = poll_max_ns;
         return config;
     }
-    engine_context_t* context(const char* name, uint32_t backend = ENGINE_BACKEND_AUTO, int64_t poll_max_ns = 0) {
+    engine_context_t* context(const char* name, uint32_t backend = ENGINE_BACKEND_AUTO,
+                              int64_t poll_max_ns = 0) {
         engine_context_config config = context_config(name, backend, poll_max_ns);
         return context(config);
     }
@@ -76,7 +87,8 @@ class Engine {
         engine_context_t* made = nullptr;
         Error error;
         int result = engine_context_create(engine_, &config, &made, &error);
-        check::report(result == 0, __FILE__, __LINE__, std::string("engine_context_create: ") + error.message);
+        check::report(result == 0, __FILE__, __LINE__,
+                      std::string("engine_context_create: ") + error.message);
         if (result != 0) throw check::Failure();
         return made;
     }
@@ -108,11 +120,12 @@ class Engine {
     engine_t* engine_ = nullptr;
 };
 
-inline int64_t io(engine_user_t* user, uint32_t op, void* buffer, uint64_t offset, uint64_t bytes, uint32_t flags,
-                  engine_error* error, engine_context_t* context = nullptr) {
+inline int64_t io(engine_user_t* user, uint32_t op, void* buffer, uint64_t offset, uint64_t bytes,
+                  uint32_t flags, engine_error* error, engine_context_t* context = nullptr) {
     engine_iovec part{buffer, static_cast<size_t>(bytes)};
     bool data = op == ENGINE_OP_READ || op == ENGINE_OP_WRITE;
-    return engine_user_io(user, context, op, data ? &part : nullptr, data ? 1 : 0, offset, bytes, flags, error);
+    return engine_user_io(user, context, op, data ? &part : nullptr, data ? 1 : 0, offset, bytes, flags,
+                          error);
 }
 
 inline engine_context_stats stats_of(engine_context_t* context) {

@@ -1,5 +1,5 @@
-// What the tests of files share: a folder that cleans up, an engine with a context of the backend under test, data with
-// a seed, requests larger than the C interface takes.
+// What the tests of files share: a folder that cleans up, an engine with a context of the backend under test,
+// data with a seed, requests larger than the C interface takes.
 #pragma once
 
 #include <fcntl.h>
@@ -75,7 +75,8 @@ inline bool all_zero(const char* data, size_t bytes) {
 }
 
 struct Aligned {
-    explicit Aligned(size_t size) : base(static_cast<char*>(aligned_alloc(4096, (size + 4095) / 4096 * 4096))), bytes(size) {}
+    explicit Aligned(size_t size)
+        : base(static_cast<char*>(aligned_alloc(4096, (size + 4095) / 4096 * 4096))), bytes(size) {}
     ~Aligned() { free(base); }
     Aligned(const Aligned&) = delete;
     Aligned& operator=(const Aligned&) = delete;
@@ -139,20 +140,24 @@ class Bench {
         users_.erase(node);
         CHECK_EQ(engine_node_close(node, clean()), 0);
     }
-    int64_t io(engine_node_t* node, uint32_t op, void* base, uint64_t offset, uint64_t bytes, uint32_t flags = 0,
-               engine_context_t* on = nullptr) {
+    int64_t io(engine_node_t* node, uint32_t op, void* base, uint64_t offset, uint64_t bytes,
+               uint32_t flags = 0, engine_context_t* on = nullptr) {
         engine_iovec part{base, bytes};
-        return engine_user_io(users_[node], on != nullptr ? on : context, op, &part, 1, offset, bytes, flags, clean());
+        return engine_user_io(users_[node], on != nullptr ? on : context, op, &part, 1, offset, bytes, flags,
+                              clean());
     }
     int64_t read(engine_node_t* node, void* base, uint64_t offset, uint64_t bytes) {
         return io(node, ENGINE_OP_READ, base, offset, bytes);
     }
-    int64_t write(engine_node_t* node, const void* base, uint64_t offset, uint64_t bytes, uint32_t flags = 0) {
+    int64_t write(engine_node_t* node, const void* base, uint64_t offset, uint64_t bytes,
+                  uint32_t flags = 0) {
         return io(node, ENGINE_OP_WRITE, const_cast<void*>(base), offset, bytes, flags);
     }
-    std::vector<engine_extent> extents(engine_node_t* node, uint64_t offset, uint64_t bytes, uint32_t capacity = 64) {
+    std::vector<engine_extent> extents(engine_node_t* node, uint64_t offset, uint64_t bytes,
+                                       uint32_t capacity = 64) {
         std::vector<engine_extent> found(capacity);
-        int64_t count = engine_user_block_status(users_[node], context, offset, bytes, found.data(), capacity, clean());
+        int64_t count =
+            engine_user_block_status(users_[node], context, offset, bytes, found.data(), capacity, clean());
         CHECK(count >= 0);
         found.resize(count < 0 ? 0 : static_cast<size_t>(count));
         return found;
@@ -200,7 +205,8 @@ struct Submission : block::Request {
     }
 };
 
-inline int64_t submit_vector(Bench& bench, engine_node_t* node, block::Op op, const std::vector<iovec>& parts, uint64_t offset) {
+inline int64_t submit_vector(Bench& bench, engine_node_t* node, block::Op op, const std::vector<iovec>& parts,
+                             uint64_t offset) {
     Submission request;
     request.op = op;
     request.offset = offset;
@@ -210,7 +216,8 @@ inline int64_t submit_vector(Bench& bench, engine_node_t* node, block::Op op, co
     return request.perform(bench, node);
 }
 
-inline void check_extents(const std::vector<engine_extent>& found, const std::vector<engine_extent>& expected) {
+inline void check_extents(const std::vector<engine_extent>& found,
+                          const std::vector<engine_extent>& expected) {
     CHECK_EQ(found.size(), expected.size());
     for (size_t i = 0; i < std::min(found.size(), expected.size()); i++) {
         CHECK_EQ(found[i].offset, expected[i].offset);
@@ -225,8 +232,12 @@ constexpr uint32_t ZERO = ENGINE_EXTENT_ZERO;
 }  // namespace file_bench
 
 // One test for each backend.
-#define BOTH(name)                                                        \
-    void name(uint32_t backend);                                          \
-    TEST(uring_##name) { name(ENGINE_BACKEND_IO_URING); }                 \
-    TEST(threads_##name) { name(ENGINE_BACKEND_THREADS); }                \
+#define BOTH(name)                     \
+    void name(uint32_t backend);       \
+    TEST(uring_##name) {               \
+        name(ENGINE_BACKEND_IO_URING); \
+    }                                  \
+    TEST(threads_##name) {             \
+        name(ENGINE_BACKEND_THREADS);  \
+    }                                  \
     void name(uint32_t backend)

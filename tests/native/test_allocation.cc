@@ -1,11 +1,22 @@
-// Memory that is short: each allocation of opening, creating, using and closing fails in turn. Nothing crashes,
-// nothing leaks (the address sanitizer looks), the error says so, and a second try works.
+// Memory that is short: each allocation of opening, creating, using and closing fails in turn. Nothing
+// crashes, nothing leaks (the address sanitizer looks), the error says so, and a second try works.
 #include <new>
 
 #include "base/alloc.hh"
 #include "embedder.hh"
 
-// What the core takes by `new`, in its containers and strings, counts as well: here it comes from where the hook is.
+#if defined(__clang__)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define NEW_IS_TAKEN 1  // by the sanitizer's run-time library: then only what asks the hook by itself fails
+#endif
+#endif
+
+#ifndef NEW_IS_TAKEN
+// What the core takes by `new`, in its containers and strings, counts as well: here it comes from where the
+// hook is.
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept {
+    return engine::base::allocate(bytes);
+}
 void* operator new(size_t bytes) {
     void* block = engine::base::allocate(bytes);
     if (block == nullptr) throw std::bad_alloc();
@@ -15,6 +26,9 @@ void* operator new(size_t bytes, std::align_val_t align) {
     void* block = engine::base::allocate(bytes, static_cast<size_t>(align));
     if (block == nullptr) throw std::bad_alloc();
     return block;
+}
+void* operator new[](size_t bytes) {
+    return operator new(bytes);
 }
 void operator delete(void* block) noexcept {
     engine::base::deallocate(block);
@@ -28,6 +42,13 @@ void operator delete(void* block, std::align_val_t) noexcept {
 void operator delete(void* block, size_t, std::align_val_t) noexcept {
     engine::base::deallocate(block);
 }
+void operator delete[](void* block) noexcept {
+    engine::base::deallocate(block);
+}
+void operator delete[](void* block, size_t) noexcept {
+    engine::base::deallocate(block);
+}
+#endif
 
 namespace {
 
@@ -55,7 +76,8 @@ struct Shortage {
     }
 };
 
-// Runs `piece` with each of its allocations failing in turn. `piece` says when, and cleans up whatever it got.
+// Runs `piece` with each of its allocations failing in turn. `piece` says when, and cleans up whatever it
+// got.
 template <class F>
 void fail_each(F&& piece) {
     for (bool lasting : {false, true}) {
@@ -66,7 +88,9 @@ void fail_each(F&& piece) {
             struck = shortage.struck;
             REQUIRE(check::failures == 0);
         }
+#ifndef NEW_IS_TAKEN
         CHECK(k > 1);  // it does allocate
+#endif
     }
 }
 
@@ -83,7 +107,7 @@ const char* const long_name = "a name that is too long for a small string";
 char buffer[4096];
 
 TEST(an_engine_is_made_or_not) {
-    fail_each([](Shortage& shortage) {
+    auto piece = [](Shortage& shortage) {
         engine_config config{};
         config.size = sizeof config;
         engine_t* engine = nullptr;
@@ -93,15 +117,17 @@ TEST(an_engine_is_made_or_not) {
         shortage.end();
         judge(result, error, shortage);
         if (result == 0) CHECK_EQ(engine_close(engine, &error), 0);
-    });
+    };
+    fail_each(piece);
 }
 
 TEST(an_engine_is_closed_or_stays_whole) {
-    fail_each([](Shortage& shortage) {
+    auto piece = [](Shortage& shortage) {
         Engine engine;
         engine_context_t* context = engine.context("io0");
         for (const char* name : {"first", "second"}) {
-            engine_node_t* node = engine.open({{"driver", "raw"}, {"node-name", name}, {"file.driver", "null"}});
+            engine_node_t* node =
+                engine.open({{"driver", "raw"}, {"node-name", name}, {"file.driver", "null"}});
             engine_user_t* user = Engine::user(node, "test");
             Error error;
             CHECK_EQ(embedder::io(user, ENGINE_OP_READ, buffer, 0, 512, 0, &error, context), 512);
@@ -113,7 +139,8 @@ TEST(an_engine_is_closed_or_stays_whole) {
         shortage.end();
         judge(result, error, shortage);
         if (result == 0) engine.closed();
-    });
+    };
+    fail_each(piece);
 }
 
 TEST(a_context_is_made_or_not) {
@@ -140,7 +167,7 @@ TEST(a_context_is_closed_or_stays_whole) {
     Engine engine;
     engine_node_t* node = engine.open({{"driver", "raw"}, {"file.driver", "null"}});
     engine_user_t* user = Engine::user(node, "test");
-    fail_each([&](Shortage& shortage) {
+    auto piece = [&](Shortage& shortage) {
         engine_context_t* context = engine.context("io0");
         Error error;
         CHECK_EQ(embedder::io(user, ENGINE_OP_READ, buffer, 0, 512, 0, &error, context), 512);
@@ -151,13 +178,14 @@ TEST(a_context_is_closed_or_stays_whole) {
         if (result == 0) return;
         CHECK_EQ(embedder::io(user, ENGINE_OP_READ, buffer, 0, 512, 0, &error, context), 512);
         CHECK_EQ(engine_context_close(context, &error), 0);
-    });
+    };
+    fail_each(piece);
     Error error;
     CHECK_EQ(engine_user_close(user, &error), 0);
 }
 
 void open_and_close(Engine& engine, Engine::Options options) {
-    fail_each([&](Shortage& shortage) {
+    auto piece = [&](Shortage& shortage) {
         engine_node_t* node = nullptr;
         Error error;
         shortage.begin();
@@ -179,7 +207,8 @@ void open_and_close(Engine& engine, Engine::Options options) {
         judge(result, error, closing);
         if (result != 0) CHECK_EQ(engine_node_close(node, &error), 0);
         CHECK_EQ(engine_lock_count(engine), 0);
-    });
+    };
+    fail_each(piece);
 }
 
 TEST(a_node_is_opened_or_not_and_closed_or_stays_whole) {
@@ -196,7 +225,7 @@ TEST(a_node_is_opened_or_not_and_closed_or_stays_whole) {
 TEST(a_user_is_attached_or_not) {
     Engine engine;
     engine_node_t* node = engine.open({{"driver", "null"}});
-    fail_each([&](Shortage& shortage) {
+    auto piece = [&](Shortage& shortage) {
         engine_user_t* user = nullptr;
         Error error;
         shortage.begin();
@@ -205,7 +234,8 @@ TEST(a_user_is_attached_or_not) {
         judge(result, error, shortage);
         if (result != 0) user = Engine::user(node, long_name, ENGINE_PERM_ALL, 0);  // nobody is in its way
         CHECK_EQ(engine_user_close(user, &error), 0);
-    });
+    };
+    fail_each(piece);
 }
 
 // The first request of a node on a context makes its channels there.
@@ -220,7 +250,8 @@ TEST(a_request_succeeds_or_not) {
                 engine_context_t* context = engine.context("io0", backend);
                 Error error;
                 shortage.begin();
-                int64_t result = embedder::io(user, op, buffer, 0, 4096, ENGINE_FUA * (op != ENGINE_OP_READ), &error, context);
+                int64_t result = embedder::io(user, op, buffer, 0, 4096, ENGINE_FUA * (op != ENGINE_OP_READ),
+                                              &error, context);
                 shortage.end();
                 judge(result, error, shortage);
                 CHECK(embedder::io(user, op, buffer, 4096, 4096, 0, &error, context) >= 0);
@@ -238,7 +269,7 @@ TEST(callbacks_are_scheduled_or_not) {
     struct Seen {
         std::atomic<int> runs{0}, outcomes{0};
     };
-    fail_each([&](Shortage& shortage) {
+    auto piece = [&](Shortage& shortage) {
         Seen seen;
         auto run = [](void* opaque) { static_cast<Seen*>(opaque)->runs.fetch_add(1); };
         auto done = [](void* opaque, int) { static_cast<Seen*>(opaque)->outcomes.fetch_add(1); };
@@ -254,18 +285,20 @@ TEST(callbacks_are_scheduled_or_not) {
         if (timer != nullptr) engine_timer_delete(timer);
         shortage.end();
         CHECK(all);
-        for (int result : {shot, scheduled, armed}) CHECK(result == 0 || (result == -ENOMEM && shortage.struck));
+        for (int result : {shot, scheduled, armed})
+            CHECK(result == 0 || (result == -ENOMEM && shortage.struck));
         embedder::run_on(context, [] {});
         CHECK_EQ(seen.runs.load(), runs);
         CHECK_EQ(seen.outcomes.load(), outcomes);
-    });
+    };
+    fail_each(piece);
 }
 
 TEST(a_workload_runs_or_not) {
     Engine engine;
     engine_node_t* node = engine.open({{"driver", "null"}});
     engine_user_t* user = Engine::user(node, "test");
-    fail_each([&](Shortage& shortage) {
+    auto piece = [&](Shortage& shortage) {
         engine_workload_config config{};
         config.size = sizeof config;
         config.read_percent = 100;
@@ -289,7 +322,8 @@ TEST(a_workload_runs_or_not) {
             CHECK_EQ(engine_workload_close(workload), 0);
         }
         CHECK_EQ(engine_context_close(config.context, &error), 0);  // nothing holds it
-    });
+    };
+    fail_each(piece);
     Error error;
     CHECK_EQ(engine_user_close(user, &error), 0);
 }

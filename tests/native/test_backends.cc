@@ -1,4 +1,5 @@
-// Both backends against one list of expectations: operations, the offload pool, descriptors, wake-ups, statistics.
+// Both backends against one list of expectations: operations, the offload pool, descriptors, wake-ups,
+// statistics.
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -97,7 +98,8 @@ class TempFile {
     std::string path_;
 };
 
-int64_t transfer(AioContext& context, IoKind kind, int fd, void* base, size_t length, uint64_t offset, int flags = 0) {
+int64_t transfer(AioContext& context, IoKind kind, int fd, void* base, size_t length, uint64_t offset,
+                 int flags = 0) {
     Wait op;
     iovec part{base, length};
     op.kind = kind;
@@ -120,7 +122,8 @@ void reads_and_writes(uint32_t backend, const char* folder) {
     CHECK_EQ(transfer(*home.context, IoKind::write, file.fd, data.data(), data.size(), 4096), 65536);
     CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, back.data(), back.size(), 4096), 65536);
     CHECK(data == back);
-    CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, back.data(), back.size(), 4096 + 65536 - 100), 100);
+    CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, back.data(), back.size(), 4096 + 65536 - 100),
+             100);
     CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, back.data(), back.size(), 1 << 20), 0);
     CHECK_EQ(transfer(*home.context, IoKind::read, -1, back.data(), 1, 0), -EBADF);
     CHECK_EQ(transfer(*home.context, IoKind::write, file.fd, data.data(), 10, 0, RWF_DSYNC), 10);
@@ -136,7 +139,8 @@ void vectors(uint32_t backend) {
     std::vector<char> data(1000), back(1000);
     for (size_t i = 0; i < data.size(); i++) data[i] = static_cast<char>(i);
     REQUIRE(pwrite(file.fd, data.data(), data.size(), 0) == 1000);
-    iovec parts[] = {{back.data(), 1}, {back.data() + 1, 0}, {back.data() + 1, 499}, {back.data() + 500, 500}};
+    iovec parts[] = {
+        {back.data(), 1}, {back.data() + 1, 0}, {back.data() + 1, 499}, {back.data() + 500, 500}};
     Wait op;
     op.kind = IoKind::read;
     op.fd = file.fd;
@@ -159,7 +163,7 @@ void sync_and_allocate(uint32_t backend) {
     allocate.length = 65536;
     allocate.start(*home.context);
     CHECK_EQ(allocate.finish(), 0);
-    struct stat status {};
+    struct stat status{};
     REQUIRE(fstat(file.fd, &status) == 0);
     CHECK(status.st_blocks >= 65536 / 512);
     Wait sync;
@@ -291,7 +295,8 @@ struct Watch : FdHandler {
             CHECK((got & self->events) != 0);
             self->calls++;
             uint64_t value;
-            if (self->consume) CHECK_EQ(read(self->fd, &value, sizeof value), static_cast<ssize_t>(sizeof value));
+            if (self->consume)
+                CHECK_EQ(read(self->fd, &value, sizeof value), static_cast<ssize_t>(sizeof value));
             if (self->remove_in_callback) {
                 self->context->backend().remove_fd(self);
                 CHECK(!self->gone);  // not while its callback is on the stack
@@ -461,14 +466,26 @@ void wakes_once_for_each_message(uint32_t backend) {
 
 }  // namespace
 
-#define BOTH(name)                                                  \
-    TEST(uring_##name) { name(ENGINE_BACKEND_IO_URING); }           \
-    TEST(threads_##name) { name(ENGINE_BACKEND_THREADS); }
+#define BOTH(name)                     \
+    TEST(uring_##name) {               \
+        name(ENGINE_BACKEND_IO_URING); \
+    }                                  \
+    TEST(threads_##name) {             \
+        name(ENGINE_BACKEND_THREADS);  \
+    }
 
-TEST(uring_reads_and_writes) { reads_and_writes(ENGINE_BACKEND_IO_URING, "/tmp"); }
-TEST(threads_reads_and_writes) { reads_and_writes(ENGINE_BACKEND_THREADS, "/tmp"); }
-TEST(uring_reads_and_writes_tmpfs) { reads_and_writes(ENGINE_BACKEND_IO_URING, "/dev/shm"); }
-TEST(threads_reads_and_writes_tmpfs) { reads_and_writes(ENGINE_BACKEND_THREADS, "/dev/shm"); }
+TEST(uring_reads_and_writes) {
+    reads_and_writes(ENGINE_BACKEND_IO_URING, "/tmp");
+}
+TEST(threads_reads_and_writes) {
+    reads_and_writes(ENGINE_BACKEND_THREADS, "/tmp");
+}
+TEST(uring_reads_and_writes_tmpfs) {
+    reads_and_writes(ENGINE_BACKEND_IO_URING, "/dev/shm");
+}
+TEST(threads_reads_and_writes_tmpfs) {
+    reads_and_writes(ENGINE_BACKEND_THREADS, "/dev/shm");
+}
 BOTH(vectors)
 BOTH(sync_and_allocate)
 BOTH(cold_reads)
@@ -490,7 +507,8 @@ TEST(threads_page_cache_reads_stay_on_the_home_thread) {
     TempFile file;
     std::vector<char> data(65536, 'x');
     REQUIRE(pwrite(file.fd, data.data(), data.size(), 0) == 65536);
-    for (int i = 0; i < 100; i++) CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, data.data(), 4096, 0), 4096);
+    for (int i = 0; i < 100; i++)
+        CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, data.data(), 4096, 0), 4096);
     auto stats = home.stats();
     CHECK_EQ(stats.offloaded, 0);
     CHECK_EQ(stats.completed, 100);
@@ -533,7 +551,8 @@ TEST(threads_a_sleeper_does_not_hold_up_the_rest) {
     Home home(ENGINE_BACKEND_THREADS);
     TempFile file;
     char byte = 'x';
-    for (int i = 0; i < 20; i++) transfer(*home.context, IoKind::write, file.fd, &byte, 1, 0);  // known as quick
+    for (int i = 0; i < 20; i++)
+        transfer(*home.context, IoKind::write, file.fd, &byte, 1, 0);  // known as quick
     Meeting meeting{.expected = 8};
     std::vector<Meeter> ops(8);
     iovec part{&byte, 1};
@@ -565,8 +584,8 @@ TEST(threads_refuse_what_cannot_be_polled) {
     CHECK_EQ(watch.add(), -EPERM);
 }
 
-// In a child process: where the limit of threads is reached there is an error, not a hang and not a silent wait on
-// the loop.
+// In a child process: where the limit of threads is reached there is an error, not a hang and not a silent
+// wait on the loop.
 TEST(threads_cannot_be_started) {
     fflush(nullptr);
     pid_t child = fork();

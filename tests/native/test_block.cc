@@ -1,5 +1,6 @@
-// The request layer and its users: permissions and conflicts, bounds, read-only, alignment, what an error carries, and
-// the operations that are emulated, over a driver of the test's own that writes down what it is asked.
+// The request layer and its users: permissions and conflicts, bounds, read-only, alignment, what an error
+// carries, and the operations that are emulated, over a driver of the test's own that writes down what it is
+// asked.
 #include "api/handles.hh"
 #include "block/graph.hh"
 #include "embedder.hh"
@@ -63,7 +64,8 @@ void scripted_submit(Channel&, Request* request) {
         length += request->iov[i].iov_len;
     }
     if (request->op == Op::read || request->op == Op::write) CHECK_EQ(length, request->length);
-    script.seen.push_back({request->op, request->offset, request->length, request->flags, request->id, zeroes});
+    script.seen.push_back(
+        {request->op, request->offset, request->length, request->flags, request->id, zeroes});
     bool fails = static_cast<int>(script.seen.size()) - 1 == script.fail_at;
     if (fails && script.fail_with_text) {
         fail_later(request, ENGINE_ERROR_OS, script.fail_errno, "the script says so");
@@ -197,7 +199,8 @@ TEST(a_driver_that_knows_fua_gets_it) {
 
 TEST(a_part_that_fails_fails_the_whole) {
     for (bool text : {false, true}) {
-        for (int fail_at = 0; fail_at < 4; fail_at++) {  // the third part of the zeroes, at the latest the flush
+        for (int fail_at = 0; fail_at < 4;
+             fail_at++) {  // the third part of the zeroes, at the latest the flush
             Script with;
             with.max_transfer = 4096;
             with.fail_at = fail_at;
@@ -255,7 +258,8 @@ TEST(alignment_is_demanded) {
     CHECK_EQ(run(ENGINE_OP_READ, buffer + 8, 512, 512), -EINVAL);
     CHECK(disk.error.says("buffers must be aligned to 512 bytes"));
     engine_iovec parts[] = {{buffer, 100}, {buffer + 512, 412}};
-    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 512, 0, &disk.error), -EINVAL);
+    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 512, 0, &disk.error),
+             -EINVAL);
     CHECK_EQ(script.seen.size(), 1);
 }
 
@@ -263,11 +267,14 @@ TEST(the_callers_vector_is_checked) {
     Scripted disk;
     char buffer[1024];
     engine_iovec parts[] = {{buffer, 512}, {buffer, SIZE_MAX}};
-    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 511, 0, &disk.error), -EINVAL);
+    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 511, 0, &disk.error),
+             -EINVAL);
     CHECK_EQ(std::string_view(disk.error.field), "iov");
-    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 1, 0, 1024, 0, &disk.error), -EINVAL);
+    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 1, 0, 1024, 0, &disk.error),
+             -EINVAL);
     CHECK_EQ(engine_user_io(disk.user, disk.context, 6, parts, 1, 0, 512, 0, &disk.error), -EINVAL);
-    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 1, 0, 512, 8, &disk.error), -EINVAL);
+    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 1, 0, 512, 8, &disk.error),
+             -EINVAL);
     CHECK(script.seen.empty());
 }
 
@@ -290,7 +297,8 @@ TEST(bounds_bite_on_null) {
     Error error;
     const struct {
         uint64_t offset, bytes;
-    } outside[] = {{1 << 20, 1}, {(1 << 20) - 511, 512}, {UINT64_MAX, 1}, {UINT64_MAX - 511, 512}, {(1 << 20) + 1, 0}};
+    } outside[] = {
+        {1 << 20, 1}, {(1 << 20) - 511, 512}, {UINT64_MAX, 1}, {UINT64_MAX - 511, 512}, {(1 << 20) + 1, 0}};
     uint64_t last_id = 0;
     for (const auto& range : outside) {
         CHECK_EQ(io(user, ENGINE_OP_READ, buffer, range.offset, range.bytes, 0, &error), -EINVAL);
@@ -338,7 +346,8 @@ TEST(permissions_bite_on_null) {
             if (allowed) return;
             CHECK_EQ(result, -EPERM);
             check_error(error, ENGINE_ERROR_REFUSED, EPERM, name, 4096);
-            CHECK(error.says((std::string("user guest holds no permission to ") + name + " on node disk").c_str()));
+            CHECK(error.says(
+                (std::string("user guest holds no permission to ") + name + " on node disk").c_str()));
         };
         check(ENGINE_OP_READ, 512, one.reads, "read");
         check(ENGINE_OP_WRITE, 512, one.writes, "write");
@@ -357,7 +366,9 @@ TEST(a_read_only_node_takes_no_writer) {
     engine_node_t* node = engine.open({{"driver", "null"}, {"node-name", "disk"}, {"read-only", "on"}});
     engine_user_t* user = nullptr;
     Error error;
-    CHECK_EQ(engine_user_create(node, "guest", ENGINE_PERM_WRITE | ENGINE_PERM_CONSISTENT_READ, 15, &user, &error), -EROFS);
+    CHECK_EQ(
+        engine_user_create(node, "guest", ENGINE_PERM_WRITE | ENGINE_PERM_CONSISTENT_READ, 15, &user, &error),
+        -EROFS);
     CHECK_EQ(error.kind, ENGINE_ERROR_REFUSED);
     CHECK(error.says("node disk is read-only: user 'guest' cannot have write"));
     CHECK(user == nullptr);
@@ -379,7 +390,8 @@ TEST(a_conflict_names_both_users) {
     CHECK_EQ(std::string_view(error.node), "disk");
     CHECK(error.says("user 'second' cannot use node disk: it conflicts with user 'first' over: write ("));
     CHECK_EQ(engine_user_create(node, "second", read, read, &second, &error), -EBUSY);
-    CHECK(error.says("conflicts with user 'first' over: write (held by the second, not shared by the first)"));
+    CHECK(
+        error.says("conflicts with user 'first' over: write (held by the second, not shared by the first)"));
     CHECK_EQ(engine_user_create(node, "second", 16, 15, &second, &error), -EINVAL);
     CHECK(second == nullptr);
     second = Engine::user(node, "second", read, read | write);
@@ -410,7 +422,8 @@ TEST(a_format_keeps_writers_off_what_is_below_it) {
 
 TEST(a_child_request_keeps_the_id_and_tells_its_own_node) {
     Engine engine;
-    engine_node_t* node = engine.open({{"driver", "raw"}, {"node-name", "top"}, {"size", "8k"}, {"file.driver", "null"}});
+    engine_node_t* node =
+        engine.open({{"driver", "raw"}, {"node-name", "top"}, {"size", "8k"}, {"file.driver", "null"}});
     engine_user_t* user = Engine::user(node, "test");
     char buffer[512];
     Error error;

@@ -1,5 +1,5 @@
-// Contexts through the C interface: bottom halves, sleep and wake, adaptive polling by counts, placement, and what
-// bad input answers. Callbacks run on context threads; what they share with the test is atomic.
+// Contexts through the C interface: bottom halves, sleep and wake, adaptive polling by counts, placement, and
+// what bad input answers. Callbacks run on context threads; what they share with the test is atomic.
 #include <sched.h>
 #include <sys/resource.h>
 
@@ -129,7 +129,8 @@ TEST(a_bottom_half_schedules_itself_and_others) {
                 if (self->runs.fetch_add(1) + 1 < 1000) CHECK_EQ(engine_bh_schedule(self->to), 0);
             }
         };
-        std::array<engine_context_t*, 2> contexts{engine.context("io0", backend), engine.context("io1", backend)};
+        std::array<engine_context_t*, 2> contexts{engine.context("io0", backend),
+                                                  engine.context("io1", backend)};
         // 0 to itself; 1 and 2 to each other, on two contexts.
         std::array<Ring, 3> ring;
         std::array<engine_bh_t*, 3> bh;
@@ -165,7 +166,8 @@ TEST(after_close_everything_is_refused_and_nothing_runs) {
         CHECK_EQ(engine_timer_arm(timer, 0), -ESHUTDOWN);
         CHECK_EQ(engine_timer_cancel(timer), -ESHUTDOWN);
         engine_fd_handler_t* handler = nullptr;
-        CHECK_EQ(engine_fd_handler_new(context, 0, Count::run, nullptr, nullptr, &count, &handler, &error), -ESHUTDOWN);
+        CHECK_EQ(engine_fd_handler_new(context, 0, Count::run, nullptr, nullptr, &count, &handler, &error),
+                 -ESHUTDOWN);
         CHECK_EQ(engine_context_close(context, &error), -ESHUTDOWN);
         CHECK_EQ(error.kind, ENGINE_ERROR_CLOSED);
         CHECK(error.says("io0 is closed already"));
@@ -216,7 +218,8 @@ TEST(polling_follows_its_budget) {
         CHECK_EQ(stats.poll_current_ns, 0);
         CHECK(stats.sleeps > 0);
 
-        // A budget that no pause of this test uses up: once it has grown, the context does not sleep any more.
+        // A budget that no pause of this test uses up: once it has grown, the context does not sleep any
+        // more.
         engine_context_t* always = engine.context("always", backend, 1000000000);
         CHECK(eventually([&] {
             run_on(always, [] {});
@@ -367,7 +370,8 @@ TEST(the_smallest_rings_work) {
         engine_context_config config = Engine::context_config("io0", ENGINE_BACKEND_IO_URING);
         config.queue_depth = depth;
         engine_context_t* context = engine.context(config);
-        engine_user_t* user = Engine::user(engine.open({{"driver", "file"}, {"filename", file.name()}}), "test");
+        engine_user_t* user =
+            Engine::user(engine.open({{"driver", "file"}, {"filename", file.name()}}), "test");
         char buffer[4096];
         Error error;
         for (unsigned i = 0; i < 16; i++) {

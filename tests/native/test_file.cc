@@ -37,7 +37,8 @@ BOTH(far_offsets) {
     Bench bench(backend);
     engine_node_t* node = bench.file(folder.make("a.img", uint64_t{5} << 30));
     auto data = pattern(8192, 2);
-    uint64_t offsets[] = {(uint64_t{4} << 30) - 4096, (uint64_t{4} << 30) + 12345, (uint64_t{5} << 30) - 8192};
+    uint64_t offsets[] = {(uint64_t{4} << 30) - 4096, (uint64_t{4} << 30) + 12345,
+                          (uint64_t{5} << 30) - 8192};
     for (uint64_t offset : offsets) {
         std::vector<char> back(8192);
         CHECK_EQ(bench.write(node, data.data(), offset, data.size()), 8192);
@@ -68,7 +69,8 @@ BOTH(vectors_of_many_parts) {
     auto data = pattern(2 * MiB, 3);
     std::vector<iovec> parts;
     for (size_t at = 0; at < data.size();) {
-        size_t length = std::min<size_t>(parts.size() % 3 == 0 ? 1 : 1 + parts.size() % 1500, data.size() - at);
+        size_t length =
+            std::min<size_t>(parts.size() % 3 == 0 ? 1 : 1 + parts.size() % 1500, data.size() - at);
         parts.push_back({data.data() + at, length});
         if (parts.size() % 7 == 0) parts.push_back({nullptr, 0});
         at += length;
@@ -80,7 +82,8 @@ BOTH(vectors_of_many_parts) {
     CHECK(data == back);
     std::vector<char> again(data.size());
     for (iovec& part : parts) {
-        if (part.iov_base != nullptr) part.iov_base = again.data() + (static_cast<char*>(part.iov_base) - data.data());
+        if (part.iov_base != nullptr)
+            part.iov_base = again.data() + (static_cast<char*>(part.iov_base) - data.data());
     }
     CHECK_EQ(submit_vector(bench, node, block::Op::read, parts, 4097), 0);
     CHECK(data == again);
@@ -209,17 +212,21 @@ BOTH(what_may_not_be_read) {
     pid_t child = fork();
     REQUIRE(child >= 0);
     if (child == 0) {
-        if (geteuid() == 0 && (chown(path.c_str(), 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0)) _exit(2);
+        if (geteuid() == 0 && (chown(path.c_str(), 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0))
+            _exit(2);
         int code = 0;
         {
             Bench bench(backend);
             engine_node_t* node = nullptr;
             if (bench.try_open({{"driver", "file"}, {"filename", path}}, &node) != -EACCES) code = 3;
             if (!bench.says("read-only=on")) code = 4;
-            if (bench.try_open({{"driver", "file"}, {"filename", path}, {"read-only", "on"}}, &node) != 0) code = 5;
+            if (bench.try_open({{"driver", "file"}, {"filename", path}, {"read-only", "on"}}, &node) != 0)
+                code = 5;
             if (chmod(path.c_str(), 0) != 0) code = 6;
             engine_node_t* other = nullptr;
-            if (bench.try_open({{"driver", "file"}, {"filename", path}, {"read-only", "on"}}, &other) != -EACCES) code = 7;
+            if (bench.try_open({{"driver", "file"}, {"filename", path}, {"read-only", "on"}}, &other) !=
+                -EACCES)
+                code = 7;
             if (!bench.says("may not read")) code = 8;
         }
         _exit(code);
@@ -305,7 +312,8 @@ BOTH(direct_without_alignment) {
     CHECK_EQ(bench.read(node, buffer.base, 0, 100), -EINVAL);
 }
 
-// The last block of a file that ends within it: the rest reads as zeroes; a write fills the file up to the block.
+// The last block of a file that ends within it: the rest reads as zeroes; a write fills the file up to the
+// block.
 BOTH(direct_with_a_ragged_end) {
     Folder folder;
     Bench bench(backend);
@@ -326,7 +334,7 @@ BOTH(direct_with_a_ragged_end) {
     auto found = bench.extents(node, 0, rounded);
     REQUIRE(!found.empty());
     CHECK_EQ(found[0].length % alignment, 0u);
-    struct stat status {};
+    struct stat status{};
     REQUIRE(fstat(fd, &status) == 0);
     CHECK_EQ(status.st_size, 10001);  // reading changes nothing
     CHECK_EQ(bench.write(node, back.base + rounded - alignment, rounded - alignment, alignment), alignment);

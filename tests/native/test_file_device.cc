@@ -1,5 +1,5 @@
-// The file driver on a block device: a loop device of this test's own. Without the right to make one there is nothing
-// to test here, and it says so.
+// The file driver on a block device: a loop device of this test's own. Without the right to make one there is
+// nothing to test here, and it says so.
 #include <errno.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
@@ -82,7 +82,8 @@ BOTH(a_device_zeroes_and_discards) {
             CHECK_EQ(bench.read(node, back.data(), 0, MiB), MiB);
             CHECK(memcmp(back.data(), data.data(), offset) == 0);
             CHECK(all_zero(back.data() + offset, 65536));
-            CHECK(memcmp(back.data() + offset + 65536, data.data() + offset + 65536, MiB - offset - 65536) == 0);
+            CHECK(memcmp(back.data() + offset + 65536, data.data() + offset + 65536, MiB - offset - 65536) ==
+                  0);
         }
     }
     CHECK_EQ(bench.write(node, data.data(), 0, MiB), MiB);

@@ -1,4 +1,5 @@
-// The file driver over both backends: flushes and FUA, discard and zeroes, block status, resize, locks; raw above it.
+// The file driver over both backends: flushes and FUA, discard and zeroes, block status, resize, locks; raw
+// above it.
 #include <errno.h>
 #include <linux/falloc.h>
 #include <sys/stat.h>
@@ -83,8 +84,8 @@ BOTH(fua_is_native) {
     CHECK(all_zero(back.data(), 4096));
 }
 
-// The kernel reports a lost write once. A descriptor swapped for one that cannot be synced stands for a device that
-// failed.
+// The kernel reports a lost write once. A descriptor swapped for one that cannot be synced stands for a
+// device that failed.
 BOTH(a_failed_flush_is_remembered) {
     Folder folder;
     Bench bench(backend);
@@ -119,7 +120,7 @@ BOTH(a_failed_flush_is_remembered) {
 // --- discard, zeroes, block status
 
 uint64_t allocated(const std::string& path) {
-    struct stat status {};
+    struct stat status{};
     CHECK_EQ(stat(path.c_str(), &status), 0);
     return static_cast<uint64_t>(status.st_blocks) * 512;
 }
@@ -145,7 +146,8 @@ BOTH(discard_frees_space) {
 }
 
 BOTH(zeroes_read_as_zeroes) {
-    for (uint32_t flags : {0u, uint32_t{ENGINE_MAY_UNMAP}, uint32_t{ENGINE_FUA}, uint32_t{ENGINE_MAY_UNMAP | ENGINE_FUA}}) {
+    for (uint32_t flags :
+         {0u, uint32_t{ENGINE_MAY_UNMAP}, uint32_t{ENGINE_FUA}, uint32_t{ENGINE_MAY_UNMAP | ENGINE_FUA}}) {
         Folder folder;
         Bench bench(backend);
         std::string path = folder.make("a.img", MiB);
@@ -176,8 +178,10 @@ BOTH(zeroes_where_the_file_system_cannot) {
         Bench bench(backend);
         engine_node_t* node = bench.file(path);
         if (!can) {
-            CHECK_EQ(bench.io(node, ENGINE_OP_WRITE_ZEROES, nullptr, 4096, 4096, ENGINE_NO_FALLBACK), -ENOTSUP);
-            CHECK_EQ(bench.io(node, ENGINE_OP_WRITE_ZEROES, nullptr, 4096, 4096, ENGINE_NO_FALLBACK), -ENOTSUP);
+            CHECK_EQ(bench.io(node, ENGINE_OP_WRITE_ZEROES, nullptr, 4096, 4096, ENGINE_NO_FALLBACK),
+                     -ENOTSUP);
+            CHECK_EQ(bench.io(node, ENGINE_OP_WRITE_ZEROES, nullptr, 4096, 4096, ENGINE_NO_FALLBACK),
+                     -ENOTSUP);
         }
         CHECK_EQ(bench.io(node, ENGINE_OP_WRITE_ZEROES, nullptr, 100000, 200000), 0);
         std::vector<char> back(200000);
@@ -223,7 +227,7 @@ BOTH(resize) {
     CHECK_EQ(bench.write(node, data.data(), 3 * MiB - 4095, 4096), 4096);
     CHECK_EQ(bench.io(node, ENGINE_OP_RESIZE, nullptr, 5000, 0), 0);
     CHECK_EQ(bench.info(node).bytes, 5000u);
-    struct stat status {};
+    struct stat status{};
     REQUIRE(stat(path.c_str(), &status) == 0);
     CHECK_EQ(status.st_size, 5000);
     CHECK_EQ(bench.read(node, data.data(), 4096, 4096), -EINVAL);
@@ -245,8 +249,8 @@ BOTH(resize_under_reads) {
         std::vector<char> buffer(4096);
         while (!stop) {
             engine_iovec part{buffer.data(), buffer.size()};
-            int64_t result = engine_user_io(api::wrap(bench.user(node)), other, ENGINE_OP_READ, &part, 1, MiB - 8192,
-                                            4096, 0, &error);
+            int64_t result = engine_user_io(api::wrap(bench.user(node)), other, ENGINE_OP_READ, &part, 1,
+                                            MiB - 8192, 4096, 0, &error);
             CHECK(result == 4096 || (result == -EINVAL && strstr(error.message, "past the end") != nullptr));
             if (result == 4096) CHECK(all_zero(buffer.data(), buffer.size()));
             reads++;
@@ -328,14 +332,15 @@ BOTH(raw_window) {
     CHECK_EQ(pread(fd, back.data(), 8, 65536 + 262140), 8);
     CHECK(memcmp(back.data(), data.data(), 4) == 0);
     CHECK(memcmp(back.data() + 4, data.data() + 65536 + 262144, 4) == 0);
-    check_extents(bench.extents(node, 0, 262144), {{0, 65536, DATA, 0}, {65536, 65536, ZERO, 0}, {131072, 131072, DATA, 0}});
+    check_extents(bench.extents(node, 0, 262144),
+                  {{0, 65536, DATA, 0}, {65536, 65536, ZERO, 0}, {131072, 131072, DATA, 0}});
     CHECK_EQ(bench.io(node, ENGINE_OP_RESIZE, nullptr, MiB, 0), -ENOTSUP);
     bench.close_node(node);
     options.erase("size");
     node = bench.open(options);
     CHECK_EQ(bench.info(node).bytes, MiB - 65536);
     CHECK_EQ(bench.io(node, ENGINE_OP_RESIZE, nullptr, MiB, 0), 0);
-    struct stat status {};
+    struct stat status{};
     REQUIRE(fstat(fd, &status) == 0);
     CHECK_EQ(static_cast<uint64_t>(status.st_size), MiB + 65536);
     bench.close_node(node);
@@ -353,8 +358,11 @@ BOTH(raw_passes_errors_up) {
     Folder folder;
     Bench bench(backend);
     std::string path = folder.make("a.img", MiB);
-    engine_node_t* node = bench.open({{"driver", "raw"}, {"file.driver", "file"}, {"file.filename", path},
-                                      {"file.node-name", "below"}, {"node-name", "above"}});
+    engine_node_t* node = bench.open({{"driver", "raw"},
+                                      {"file.driver", "file"},
+                                      {"file.filename", path},
+                                      {"file.node-name", "below"},
+                                      {"node-name", "above"}});
     CHECK_EQ(bench.io(node, ENGINE_OP_RESIZE, nullptr, uint64_t{1} << 62, 0), -EFBIG);
     CHECK_EQ(std::string(bench.error.node), "below");
     CHECK_EQ(bench.info(node).bytes, MiB);

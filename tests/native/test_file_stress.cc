@@ -1,5 +1,5 @@
-// The file driver under many operations at once: a random sequence against a model in memory, and verified load on
-// two contexts. Seeds are printed; ENGINE_TEST_SEED sets one.
+// The file driver under many operations at once: a random sequence against a model in memory, and verified
+// load on two contexts. Seeds are printed; ENGINE_TEST_SEED sets one.
 #include <engine/workload.h>
 
 #include <random>
@@ -21,16 +21,37 @@ unsigned test_seed() {
 class Model {
   public:
     Model(Bench& bench, engine_node_t* node, unsigned seed, uint64_t unit)
-        : bench_(bench), node_(node), random_(seed), unit_(unit), content_(bench.info(node).bytes), buffer_(content_.size()) {}
+        : bench_(bench),
+          node_(node),
+          random_(seed),
+          unit_(unit),
+          content_(bench.info(node).bytes),
+          buffer_(content_.size()) {}
 
     void step() {
         switch (pick(10)) {
-            case 0: case 1: case 2: write(); break;
-            case 3: case 4: case 5: read(); break;
-            case 6: zero(); break;
-            case 7: discard(); break;
-            case 8: status(); break;
-            default: CHECK_EQ(bench_.io(node_, ENGINE_OP_FLUSH, nullptr, 0, 0), 0); break;
+            case 0:
+            case 1:
+            case 2:
+                write();
+                break;
+            case 3:
+            case 4:
+            case 5:
+                read();
+                break;
+            case 6:
+                zero();
+                break;
+            case 7:
+                discard();
+                break;
+            case 8:
+                status();
+                break;
+            default:
+                CHECK_EQ(bench_.io(node_, ENGINE_OP_FLUSH, nullptr, 0, 0), 0);
+                break;
         }
     }
     void check_all() {
@@ -50,7 +71,8 @@ class Model {
     void write() {
         uint64_t offset, length;
         choose(&offset, &length);
-        for (uint64_t i = 0; i < length; i++) content_[offset + i] = buffer_.base[i] = static_cast<char>(random_());
+        for (uint64_t i = 0; i < length; i++)
+            content_[offset + i] = buffer_.base[i] = static_cast<char>(random_());
         CHECK_EQ(bench_.write(node_, buffer_.base, offset, length, pick(8) == 0 ? ENGINE_FUA : 0), length);
     }
     void read() {
@@ -66,7 +88,8 @@ class Model {
         uint32_t flags = static_cast<uint32_t>(pick(4)) & (ENGINE_FUA | ENGINE_MAY_UNMAP);
         CHECK_EQ(bench_.io(node_, ENGINE_OP_WRITE_ZEROES, nullptr, offset, length, flags), 0);
     }
-    // Whether a discarded byte keeps its value is up to the driver: a file's is zero afterwards, or as it was.
+    // Whether a discarded byte keeps its value is up to the driver: a file's is zero afterwards, or as it
+    // was.
     void discard() {
         uint64_t offset, length;
         choose(&offset, &length);
@@ -114,8 +137,12 @@ void compare_with_model(uint32_t backend, Options options, unsigned seed) {
     bench.close_node(node);
 }
 
-BOTH(random_operations) { compare_with_model(backend, {{"driver", "file"}}, test_seed()); }
-BOTH(random_operations_on_raw) { compare_with_model(backend, {{"driver", "raw"}}, test_seed()); }
+BOTH(random_operations) {
+    compare_with_model(backend, {{"driver", "file"}}, test_seed());
+}
+BOTH(random_operations_on_raw) {
+    compare_with_model(backend, {{"driver", "raw"}}, test_seed());
+}
 BOTH(random_operations_in_a_window) {
     compare_with_model(backend, {{"driver", "raw"}, {"offset", "12288"}}, test_seed());
 }
@@ -133,7 +160,8 @@ void verified_load(uint32_t backend, const char* direct, uint64_t count) {
     Folder folder;
     Bench bench(backend);
     engine_context_t* contexts[] = {bench.context, bench.add_context("other")};
-    engine_node_t* node = bench.open({{"driver", "raw"}, {"filename", folder.make("a.img", 16 * MiB)}, {"cache.direct", direct}});
+    engine_node_t* node = bench.open(
+        {{"driver", "raw"}, {"filename", folder.make("a.img", 16 * MiB)}, {"cache.direct", direct}});
     engine_workload_t* loads[2];
     for (unsigned i = 0; i < 2; i++) {
         engine_workload_config config{};
@@ -168,10 +196,14 @@ void verified_load(uint32_t backend, const char* direct, uint64_t count) {
     stats.size = sizeof stats;
     REQUIRE(engine_node_get_stats(node, nullptr, &stats) == 0);
     CHECK_EQ(stats.in_flight, 0u);
-    CHECK_EQ(stats.op[ENGINE_OP_READ].errors + stats.op[ENGINE_OP_WRITE].errors + stats.op[ENGINE_OP_FLUSH].errors, 0u);
+    CHECK_EQ(
+        stats.op[ENGINE_OP_READ].errors + stats.op[ENGINE_OP_WRITE].errors + stats.op[ENGINE_OP_FLUSH].errors,
+        0u);
 }
 
-BOTH(verified_load_on_two_contexts) { verified_load(backend, "off", 10000); }
+BOTH(verified_load_on_two_contexts) {
+    verified_load(backend, "off", 10000);
+}
 BOTH(verified_direct_load_on_two_contexts) {
     Folder folder;
     int fd = open(folder.make("probe", 4096).c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);

@@ -1,5 +1,5 @@
-// Options of block nodes: sizes, times and booleans as text, what a wrong key or value answers, nested children,
-// references and inheritance; and the driver table, their one source.
+// Options of block nodes: sizes, times and booleans as text, what a wrong key or value answers, nested
+// children, references and inheritance; and the driver table, their one source.
 #include <cmath>
 
 #include "block/options.hh"
@@ -39,8 +39,17 @@ TEST(sizes_are_written_as_in_qemu_img) {
         CHECK(parse_size(one.text, &bytes));
         CHECK_EQ(bytes, one.bytes);
     }
-    for (const char* bad : {"", " ", "k", "-1", "+1", "1 k", " 1", "1x", "1kk", "1kib", "0x10", "1.k.", "1e3", "1..5k", "16E",
-                            "18446744073709551616", "16384P", "99999999999999E", "nan", "inf", "1.5.5", ".5k"}) {
+    for (const char* bad : {"",       " ",
+                            "k",      "-1",
+                            "+1",     "1 k",
+                            " 1",     "1x",
+                            "1kk",    "1kib",
+                            "0x10",   "1.k.",
+                            "1e3",    "1..5k",
+                            "16E",    "18446744073709551616",
+                            "16384P", "99999999999999E",
+                            "nan",    "inf",
+                            "1.5.5",  ".5k"}) {
         uint64_t bytes = 0;
         bool parsed = parse_size(bad, &bytes);
         check::report(!parsed, __FILE__, __LINE__, std::string("parsed as a size: '") + bad + "'");
@@ -51,7 +60,7 @@ TEST(times_have_units) {
     const struct {
         const char* text;
         uint64_t ns;
-    } good[] = {{"0", 0},       {"100", 100},         {"100ns", 100},           {"20us", 20000},
+    } good[] = {{"0", 0},         {"100", 100},       {"100ns", 100},     {"20us", 20000},
                 {"2ms", 2000000}, {"5s", 5000000000}, {"1.5ms", 1500000}, {"0.25us", 250}};
     for (const auto& one : good) {
         uint64_t ns = 1;
@@ -88,7 +97,8 @@ engine_node_info info_of(engine_node_t* node) {
 TEST(wrong_options_answer_with_what_would_be_right) {
     Engine engine;
     Error error = refused(engine, {{"driver", "null"}, {"sizes", "1G"}}, EINVAL, "sizes");
-    CHECK(error.says("driver null has no option 'sizes'; it knows: size, latency-ns, read-zeroes, driver, node-name"));
+    CHECK(error.says(
+        "driver null has no option 'sizes'; it knows: size, latency-ns, read-zeroes, driver, node-name"));
     error = refused(engine, {{"driver", "null"}, {"size", "many"}}, EINVAL, "size");
     CHECK(error.says("option 'size' = 'many' is not a size such as 64k"));
     error = refused(engine, {{"driver", "null"}, {"size", "9E"}}, EINVAL, "size");
@@ -141,7 +151,8 @@ TEST(booleans_have_several_spellings) {
 
 TEST(values_arrive) {
     Engine engine;
-    engine_node_info info = info_of(engine.open({{"driver", "null-co"}, {"size", "1.5G"}, {"node-name", "disk"}}));
+    engine_node_info info =
+        info_of(engine.open({{"driver", "null-co"}, {"size", "1.5G"}, {"node-name", "disk"}}));
     CHECK_EQ(info.bytes, 3u << 29);
     CHECK_EQ(std::string_view(info.driver), "null");
     CHECK_EQ(std::string_view(info.name), "disk");
@@ -193,18 +204,22 @@ TEST(children_are_nested_or_named) {
 TEST(a_child_is_described_once) {
     Engine engine;
     engine.open({{"driver", "null"}, {"node-name", "base"}});
-    Error error = refused(engine, {{"driver", "raw"}, {"file", "base"}, {"file.driver", "null"}}, EINVAL, "file");
+    Error error =
+        refused(engine, {{"driver", "raw"}, {"file", "base"}, {"file.driver", "null"}}, EINVAL, "file");
     CHECK(error.says("option 'file' names node 'base', and 'file.driver' describes a new one"));
-    error = refused(engine, {{"driver", "raw"}, {"file.driver", "null"}, {"file.size", "1M"}, {"backing.x", "1"}}, EINVAL,
-                    "backing.x");
-    error = refused(engine, {{"driver", "raw"}, {"file.driver", "null"}, {"file.colour", "red"}}, EINVAL, "colour");
+    error =
+        refused(engine, {{"driver", "raw"}, {"file.driver", "null"}, {"file.size", "1M"}, {"backing.x", "1"}},
+                EINVAL, "backing.x");
+    error = refused(engine, {{"driver", "raw"}, {"file.driver", "null"}, {"file.colour", "red"}}, EINVAL,
+                    "colour");
     CHECK_EQ(engine_lock_count(engine), 1);
 }
 
 // A node that is not open yet is not found, so that nobody can build on half of one, itself least of all.
 TEST(a_node_is_not_its_own_child) {
     Engine engine;
-    Error error = refused(engine, {{"driver", "raw"}, {"node-name", "snake"}, {"file", "snake"}}, ENOENT, "file");
+    Error error =
+        refused(engine, {{"driver", "raw"}, {"node-name", "snake"}, {"file", "snake"}}, ENOENT, "file");
     CHECK(error.says("there is no node 'snake'"));
 }
 
@@ -216,7 +231,8 @@ TEST(a_child_inherits_from_its_parent) {
     };
     engine_node_t* parent = engine.open({{"driver", "raw"}, {"read-only", "on"}, {"file.driver", "null"}});
     CHECK_EQ(info_of(child_of(parent)).read_only, 1);
-    parent = engine.open({{"driver", "raw"}, {"read-only", "on"}, {"file.driver", "null"}, {"file.read-only", "off"}});
+    parent = engine.open(
+        {{"driver", "raw"}, {"read-only", "on"}, {"file.driver", "null"}, {"file.read-only", "off"}});
     CHECK_EQ(info_of(parent).read_only, 1);
     CHECK_EQ(info_of(child_of(parent)).read_only, 0);
     parent = engine.open({{"driver", "raw"}, {"file.driver", "null"}});
@@ -224,8 +240,9 @@ TEST(a_child_inherits_from_its_parent) {
     // A writable parent of what is read-only: refused, with both named.
     engine_node_t* node = nullptr;
     Error error;
-    CHECK_EQ(engine.open({{"driver", "raw"}, {"node-name", "top"}, {"file.driver", "null"}, {"file.read-only", "on"}}, &node,
-                         &error),
+    CHECK_EQ(engine.open(
+                 {{"driver", "raw"}, {"node-name", "top"}, {"file.driver", "null"}, {"file.read-only", "on"}},
+                 &node, &error),
              -EROFS);
     CHECK_EQ(std::string_view(error.operation), "attach");
     CHECK(error.says("is read-only: user 'node top' cannot have write"));

@@ -1,5 +1,5 @@
-// What is refused, with its text: blocking calls on a context's own thread, use after fork(), io_uring behind a seccomp
-// filter. And the global locking mode: everything works, and its counters move.
+// What is refused, with its text: blocking calls on a context's own thread, use after fork(), io_uring behind
+// a seccomp filter. And the global locking mode: everything works, and its counters move.
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
@@ -20,9 +20,12 @@ using embedder::in_child;
 using embedder::run_on;
 using embedder::stats_of;
 
-void count_run(void* opaque) { static_cast<std::atomic<int>*>(opaque)->fetch_add(1); }
+void count_run(void* opaque) {
+    static_cast<std::atomic<int>*>(opaque)->fetch_add(1);
+}
 
-engine_workload_t* make_workload(engine_t* engine, engine_user_t* user, engine_context_t* context, uint64_t count) {
+engine_workload_t* make_workload(engine_t* engine, engine_user_t* user, engine_context_t* context,
+                                 uint64_t count) {
     engine_workload_config config{};
     config.size = sizeof config;
     config.read_percent = 50;
@@ -46,13 +49,14 @@ TEST(blocking_calls_on_a_contexts_own_thread_are_refused) {
     engine_node_t* node = engine.open({{"driver", "null"}, {"node-name", "disk"}});
     engine_user_t* user = Engine::user(node, "test");
     engine_workload_t* workload = make_workload(engine, user, context, 100);
-    const char* const text = "would block context io0, on whose own thread it was called: call it from another thread";
-    run_on(context, [&] {
+    const char* const text =
+        "would block context io0, on whose own thread it was called: call it from another thread";
+    auto on_home = [&] {
         auto refused = [&](int64_t result, const Error& error, const char* what) {
             CHECK_EQ(result, -EDEADLK);
             CHECK_EQ(error.errnum, EDEADLK);
-            check::report(error.says(text) && strncmp(error.message, what, strlen(what)) == 0, __FILE__, __LINE__,
-                          std::string("message: ") + error.message);
+            check::report(error.says(text) && strncmp(error.message, what, strlen(what)) == 0, __FILE__,
+                          __LINE__, std::string("message: ") + error.message);
         };
         Error error;
         char buffer[512];
@@ -76,7 +80,8 @@ TEST(blocking_calls_on_a_contexts_own_thread_are_refused) {
         refused(engine_workload_start(workload, &error), error, "start workload");
         CHECK_EQ(engine_workload_wait(workload, UINT64_MAX), -EDEADLK);
         CHECK_EQ(engine_workload_close(workload), -EDEADLK);
-    });
+    };
+    run_on(context, on_home);
     // None of that has done any harm.
     Error error;
     CHECK_EQ(engine_workload_start(workload, &error), 0);
@@ -86,75 +91,35 @@ TEST(blocking_calls_on_a_contexts_own_thread_are_refused) {
     CHECK_EQ(engine_context_close(context, &error), 0);
 }
 
-// In the child there are no context threads: whoever waited for one would wait for ever.
-TEST(after_fork_everything_answers_closed) {
-    for (uint32_t backend : both_backends) {
-        Engine engine;
-        engine_context_t* context = engine.context("io0", backend);
-        engine_node_t* node = engine.open({{"driver", "null"}, {"node-name", "disk"}});
-        engine_user_t* user = Engine::user(node, "test");
-        engine_workload_t* fresh = make_workload(engine, user, context, 100);
-        engine_workload_t* busy = make_workload(engine, user, context, 1'000'000'000);
-        std::atomic<int> runs{0};
-        engine_bh_t* bh = engine_bh_new(context, count_run, &runs);
-        engine_timer_t* timer = engine_timer_new(context, [](void*, int) {}, nullptr);
-        int ends[2];
+// All kinds of handles, made by the parent.
+struct Handles {
+    Engine engine;
+    engine_context_t* context;
+    engine_node_t* node;
+    engine_user_t* user;
+    engine_workload_t* fresh;
+    engine_workload_t* busy;
+    engine_bh_t* bh;
+    engine_timer_t* timer;
+    engine_fd_handler_t* handler = nullptr;
+    std::atomic<int> runs{0};
+    int ends[2];
+
+    explicit Handles(uint32_t backend) {
+        context = engine.context("io0", backend);
+        node = engine.open({{"driver", "null"}, {"node-name", "disk"}});
+        user = Engine::user(node, "test");
+        fresh = make_workload(engine, user, context, 100);
+        busy = make_workload(engine, user, context, 1'000'000'000);
+        bh = engine_bh_new(context, count_run, &runs);
+        timer = engine_timer_new(context, [](void*, int) {}, nullptr);
         REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
-        engine_fd_handler_t* handler = nullptr;
+        CHECK_EQ(watch(&handler), 0);
         Error error;
-        CHECK_EQ(engine_fd_handler_new(context, ends[0], count_run, nullptr, nullptr, &runs, &handler, &error), 0);
         CHECK_EQ(engine_workload_start(busy, &error), 0);
-
-        int status = in_child([&] {
-            check::failures = 0;
-            auto closed = [](int64_t result, const Error& e) {
-                CHECK_EQ(result, -EBADF);
-                CHECK_EQ(e.kind, ENGINE_ERROR_CLOSED);
-                CHECK(e.says("cannot be used after fork(): make a new one in the child"));
-            };
-            Error e;
-            char buffer[512];
-            closed(embedder::io(user, ENGINE_OP_READ, buffer, 0, 512, 0, &e, context), e);
-            engine_extent extent;
-            closed(engine_user_block_status(user, context, 0, 512, &extent, 1, &e), e);
-            engine_node_t* another = nullptr;
-            const engine_option options[] = {{"driver", "null"}};
-            closed(engine_node_open(engine, options, 1, &another, &e), e);
-            closed(engine_node_close(node, &e), e);
-            engine_user_t* second = nullptr;
-            closed(engine_user_create(node, "second", 1, 15, &second, &e), e);
-            closed(engine_user_close(user, &e), e);
-            engine_context_t* third = nullptr;
-            engine_context_config config = Engine::context_config("io2");
-            closed(engine_context_create(engine, &config, &third, &e), e);
-            closed(engine_context_close(context, &e), e);
-            closed(engine_workload_start(fresh, &e), e);
-            closed(engine_close(engine, &e), e);
-            engine_context_info info{};
-            info.size = sizeof info;
-            closed(engine_context_get_info(context, &info, &e), e);
-            CHECK(engine_context_find(engine, "io0") == nullptr);
-            CHECK(engine_node_find(engine, "disk") == nullptr);
-            CHECK_EQ(engine_lock_count(engine), 0);
-            CHECK_EQ(engine_workload_stop(busy), -EBADF);
-            CHECK_EQ(engine_workload_wait(busy, UINT64_MAX), -EBADF);
-            CHECK_EQ(engine_workload_close(busy), -EBADF);
-            CHECK_EQ(engine_bh_schedule(bh), -ESHUTDOWN);
-            CHECK_EQ(engine_schedule_oneshot(context, count_run, &runs), -ESHUTDOWN);
-            CHECK_EQ(engine_timer_arm(timer, 0), -ESHUTDOWN);
-            engine_fd_handler_t* h = nullptr;
-            CHECK_EQ(engine_fd_handler_new(context, ends[0], count_run, nullptr, nullptr, &runs, &h, &e), -ESHUTDOWN);
-            engine_fd_handler_delete(handler);
-            engine_bh_delete(bh);
-            engine_timer_delete(timer);
-            return check::failures == 0 ? 0 : 1;
-        });
-        CHECK_EQ(status, 0);
-        CHECK_EQ(runs.load(), 0);
-
-        // The parent has noticed nothing.
-        CHECK_EQ(engine_bh_schedule(bh), 0);
-        CHECK(eventually([&] { return runs.load() == 1; }));
+    }
+    ~Handles() {
+        Error error;
         CHECK_EQ(engine_workload_close(busy), 0);
         CHECK_EQ(engine_workload_close(fresh), 0);
         engine_fd_handler_delete(handler);
@@ -164,17 +129,78 @@ TEST(after_fork_everything_answers_closed) {
         close(ends[0]);
         close(ends[1]);
     }
+    int watch(engine_fd_handler_t** out) {
+        Error error;
+        return engine_fd_handler_new(context, ends[0], count_run, nullptr, nullptr, &runs, out, &error);
+    }
+};
+
+// What has an error object tells why.
+void explained_refusals(Handles& of) {
+    auto closed = [](int64_t result, const Error& e) {
+        CHECK_EQ(result, -EBADF);
+        CHECK_EQ(e.kind, ENGINE_ERROR_CLOSED);
+        CHECK(e.says("cannot be used after fork(): make a new one in the child"));
+    };
+    Error e;
+    char buffer[512];
+    closed(embedder::io(of.user, ENGINE_OP_READ, buffer, 0, 512, 0, &e, of.context), e);
+    engine_extent extent;
+    closed(engine_user_block_status(of.user, of.context, 0, 512, &extent, 1, &e), e);
+    engine_node_t* another = nullptr;
+    const engine_option options[] = {{"driver", "null"}};
+    closed(engine_node_open(of.engine, options, 1, &another, &e), e);
+    closed(engine_node_close(of.node, &e), e);
+    engine_user_t* second = nullptr;
+    closed(engine_user_create(of.node, "second", 1, 15, &second, &e), e);
+    closed(engine_user_close(of.user, &e), e);
+    engine_context_t* third = nullptr;
+    engine_context_config config = Engine::context_config("io2");
+    closed(engine_context_create(of.engine, &config, &third, &e), e);
+    closed(engine_context_close(of.context, &e), e);
+    closed(engine_workload_start(of.fresh, &e), e);
+    closed(engine_close(of.engine, &e), e);
+    engine_context_info info{};
+    info.size = sizeof info;
+    closed(engine_context_get_info(of.context, &info, &e), e);
 }
 
-#ifndef __SANITIZE_THREAD__
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define __SANITIZE_THREAD__ 1
-#endif
-#endif
-#endif
+void silent_refusals(Handles& of) {
+    CHECK(engine_context_find(of.engine, "io0") == nullptr);
+    CHECK(engine_node_find(of.engine, "disk") == nullptr);
+    CHECK_EQ(engine_lock_count(of.engine), 0);
+    CHECK_EQ(engine_workload_stop(of.busy), -EBADF);
+    CHECK_EQ(engine_workload_wait(of.busy, UINT64_MAX), -EBADF);
+    CHECK_EQ(engine_workload_close(of.busy), -EBADF);
+    CHECK_EQ(engine_bh_schedule(of.bh), -ESHUTDOWN);
+    CHECK_EQ(engine_schedule_oneshot(of.context, count_run, &of.runs), -ESHUTDOWN);
+    CHECK_EQ(engine_timer_arm(of.timer, 0), -ESHUTDOWN);
+    engine_fd_handler_t* handler = nullptr;
+    CHECK_EQ(of.watch(&handler), -ESHUTDOWN);
+    engine_fd_handler_delete(of.handler);
+    engine_bh_delete(of.bh);
+    engine_timer_delete(of.timer);
+}
 
-#ifndef __SANITIZE_THREAD__  // which cannot start threads in a child of a process with threads
+// In the child there are no context threads: whoever waited for one would wait for ever.
+TEST(after_fork_everything_answers_closed) {
+    for (uint32_t backend : both_backends) {
+        Handles handles(backend);
+        int status = in_child([&] {
+            check::failures = 0;
+            explained_refusals(handles);
+            silent_refusals(handles);
+            return check::failures == 0 ? 0 : 1;
+        });
+        CHECK_EQ(status, 0);
+        CHECK_EQ(handles.runs.load(), 0);
+        // The parent has noticed nothing.
+        CHECK_EQ(engine_bh_schedule(handles.bh), 0);
+        CHECK(eventually([&] { return handles.runs.load() == 1; }));
+    }
+}
+
+#ifndef EMBEDDER_TSAN  // which cannot start threads in a child of a process with threads
 TEST(a_child_makes_an_engine_of_its_own) {
     Engine engine;
     engine_context_t* context = engine.context("io0");
@@ -201,7 +227,8 @@ bool forbid_io_uring(int errnum) {
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     sock_fprog program{sizeof filter / sizeof filter[0], filter};
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 int without_io_uring(int errnum) {
@@ -215,7 +242,8 @@ int without_io_uring(int errnum) {
     CHECK_EQ(engine_context_get_info(context, &info, &error), 0);
     CHECK_EQ(info.backend, ENGINE_BACKEND_THREADS);
     CHECK(strncmp(info.backend_reason, "threads, because io_uring is refused here (", 43) == 0);
-    CHECK(strstr(info.backend_reason, errnum == EPERM ? "Operation not permitted" : "not implemented") != nullptr);
+    CHECK(strstr(info.backend_reason, errnum == EPERM ? "Operation not permitted" : "not implemented") !=
+          nullptr);
     CHECK(strstr(info.backend_reason, "seccomp") != nullptr);
     std::atomic<int> runs{0};
     CHECK_EQ(engine_schedule_oneshot(context, count_run, &runs), 0);
@@ -233,7 +261,7 @@ int without_io_uring(int errnum) {
     return check::failures == 0 ? 0 : 1;
 }
 
-#ifndef __SANITIZE_THREAD__
+#ifndef EMBEDDER_TSAN
 TEST(refused_io_uring_falls_back_with_its_reason) {
     for (int errnum : {EPERM, ENOSYS}) CHECK_EQ(in_child([&] { return without_io_uring(errnum); }), 0);
 }
@@ -316,7 +344,8 @@ TEST(handlers_of_two_contexts_exclude_each_other_in_global_mode) {
                     [](void* opaque) {
                         auto* self = static_cast<Shared*>(opaque);
                         self->overlap |= self->inside++ != 0;
-                        for (int spin = 0; spin < 100; spin++) std::atomic_signal_fence(std::memory_order_seq_cst);
+                        for (int spin = 0; spin < 100; spin++)
+                            std::atomic_signal_fence(std::memory_order_seq_cst);
                         self->overlap |= --self->inside != 0;
                         self->runs.fetch_add(1);
                     },

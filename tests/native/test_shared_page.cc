@@ -1,5 +1,5 @@
-// The request path writes nothing that two contexts share: the pages of the nodes are made read-only while two contexts
-// run a million requests. A canary shows that a write to such a page is caught.
+// The request path writes nothing that two contexts share: the pages of the nodes are made read-only while
+// two contexts run a million requests. A canary shows that a write to such a page is caught.
 #include <sys/mman.h>
 
 #include "api/handles.hh"
@@ -12,14 +12,7 @@ using embedder::Error;
 using embedder::in_child;
 using engine::block::Node;
 
-#if defined(__SANITIZE_THREAD__)
-#define UNDER_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define UNDER_TSAN 1
-#endif
-#endif
-#ifdef UNDER_TSAN
+#ifdef EMBEDDER_TSAN
 constexpr uint64_t file_requests = 50'000;  // each costs some thirty times as much there
 #else
 constexpr uint64_t file_requests = 500'000;
@@ -46,7 +39,8 @@ class ReadOnlyPages {
         REQUIRE(Node::state_offset + node->driver->state_size <= node->mapped_bytes);
         nodes_.push_back({node, node->mapped_bytes});
         char role[16];
-        for (uint32_t i = 0; engine_node_t* child = engine_node_get_child(handle, i, role, sizeof role); i++) {
+        for (uint32_t i = 0; engine_node_t* child = engine_node_get_child(handle, i, role, sizeof role);
+             i++) {
             add(child);
         }
     }
@@ -56,7 +50,8 @@ class ReadOnlyPages {
     std::vector<std::pair<void*, size_t>> nodes_;
 };
 
-engine_workload_t* make_workload(engine_t* engine, engine_user_t* user, engine_context_t* context, uint64_t count) {
+engine_workload_t* make_workload(engine_t* engine, engine_user_t* user, engine_context_t* context,
+                                 uint64_t count) {
     engine_workload_config config{};
     config.size = sizeof config;
     config.pattern = ENGINE_RANDOM;
@@ -143,7 +138,7 @@ TEST(a_write_to_the_page_is_caught) {
     CHECK_EQ(status, 1000 + SIGSEGV);
 }
 
-#ifndef UNDER_TSAN  // it cannot start threads in a child
+#ifndef EMBEDDER_TSAN
 // On the request path itself, on a context's thread: a resize is the one request that stores.
 TEST(a_request_that_writes_is_caught) {
     int status = in_child([] {
@@ -179,7 +174,8 @@ TEST(raw_over_a_file_is_not_written) {
                                            {"cache.no-flush", "on"},  // the disk's speed is not the subject
                                            {"file.driver", "file"},
                                            {"file.filename", file.name()}});
-        survives(engine, node, backend, 4 << 20, file_requests / (backend == ENGINE_BACKEND_THREADS ? 10 : 1));
+        survives(engine, node, backend, 4 << 20,
+                 file_requests / (backend == ENGINE_BACKEND_THREADS ? 10 : 1));
     }
 }
 

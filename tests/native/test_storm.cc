@@ -1,6 +1,6 @@
-// A storm over contexts: foreign threads schedule one-shots and reusable bottom halves, arm, cancel and delete timers,
-// and have descriptors watched, while the contexts under them close. What was accepted happens exactly once, what was
-// refused never. The figures are atomic; each thread marks its own entries.
+// A storm over contexts: foreign threads schedule one-shots and reusable bottom halves, arm, cancel and
+// delete timers, and have descriptors watched, while the contexts under them close. What was accepted happens
+// exactly once, what was refused never. The figures are atomic; each thread marks its own entries.
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -24,7 +24,9 @@ constexpr unsigned threads_count = 3;
 struct Shot {
     std::atomic<uint32_t> runs{0};
     bool accepted = false;
-    static void run(void* opaque) { static_cast<Shot*>(opaque)->runs.fetch_add(1, std::memory_order_relaxed); }
+    static void run(void* opaque) {
+        static_cast<Shot*>(opaque)->runs.fetch_add(1, std::memory_order_relaxed);
+    }
 };
 
 struct Alarm {
@@ -66,10 +68,18 @@ class Worker {
     void step() {
         engine_context_t* context = contexts_[below(contexts_count)];
         switch (below(16)) {
-            case 0: timer(context); break;
-            case 1: descriptor(context); break;
-            case 2: bottom_half(context); break;
-            default: one_shot(context); break;
+            case 0:
+                timer(context);
+                break;
+            case 1:
+                descriptor(context);
+                break;
+            case 2:
+                bottom_half(context);
+                break;
+            default:
+                one_shot(context);
+                break;
         }
     }
     void one_shot(engine_context_t* context) {
@@ -112,8 +122,8 @@ class Worker {
         Error error;
         auto count = [](void* opaque) { static_cast<std::atomic<uint32_t>*>(opaque)->fetch_add(1); };
         auto look = [](void*) { return 0; };
-        int result = engine_fd_handler_new(context, fd, count, nullptr, below(2) == 0 ? +look : nullptr, calls.get(),
-                                           &handler, &error);
+        int result = engine_fd_handler_new(context, fd, count, nullptr, below(2) == 0 ? +look : nullptr,
+                                           calls.get(), &handler, &error);
         CHECK(result == 0 || result == -ESHUTDOWN);
         if (result == 0) engine_fd_handler_delete(handler);
         calls.reset();
@@ -133,7 +143,8 @@ void storm(uint32_t locking, uint32_t backend, int64_t poll_max_ns) {
         Engine engine(locking);
         engine_context_t* contexts[contexts_count];
         const char* const names[] = {"io0", "io1", "io2"};
-        for (unsigned i = 0; i < contexts_count; i++) contexts[i] = engine.context(names[i], backend, poll_max_ns);
+        for (unsigned i = 0; i < contexts_count; i++)
+            contexts[i] = engine.context(names[i], backend, poll_max_ns);
         std::atomic<bool> over{false};
         std::vector<std::thread> threads;
         for (unsigned i = 0; i < threads_count; i++) {
@@ -153,10 +164,12 @@ void storm(uint32_t locking, uint32_t backend, int64_t poll_max_ns) {
 }
 
 TEST(storm_over_io_uring) {
-    for (int i = 0; i < 5; i++) storm(ENGINE_LOCKING_PER_NODE, ENGINE_BACKEND_IO_URING, i % 2 == 0 ? 0 : 50000);
+    for (int i = 0; i < 5; i++)
+        storm(ENGINE_LOCKING_PER_NODE, ENGINE_BACKEND_IO_URING, i % 2 == 0 ? 0 : 50000);
 }
 TEST(storm_over_threads) {
-    for (int i = 0; i < 5; i++) storm(ENGINE_LOCKING_PER_NODE, ENGINE_BACKEND_THREADS, i % 2 == 0 ? 0 : 50000);
+    for (int i = 0; i < 5; i++)
+        storm(ENGINE_LOCKING_PER_NODE, ENGINE_BACKEND_THREADS, i % 2 == 0 ? 0 : 50000);
 }
 TEST(storm_under_the_global_lock) {
     for (uint32_t backend : both_backends) storm(ENGINE_LOCKING_GLOBAL, backend, 0);

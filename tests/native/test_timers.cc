@@ -1,5 +1,5 @@
-// Timers and fd handlers: the heap against a reference model, exactly one outcome for each arming, cancelling from
-// elsewhere, level-triggered descriptors and their removal at the worst moments.
+// Timers and fd handlers: the heap against a reference model, exactly one outcome for each arming, cancelling
+// from elsewhere, level-triggered descriptors and their removal at the worst moments.
 #include <fcntl.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -57,9 +57,15 @@ class Model {
         Counted& timer = timers_[random_below(timers_.size())];
         switch (random_below(4)) {
             case 0:
-            case 1: arm(timer, now_ns_ + random_below(1000)); break;
-            case 2: cancel(timer); break;
-            case 3: advance(random_below(8), static_cast<unsigned>(random_below(16)) + 1); break;
+            case 1:
+                arm(timer, now_ns_ + random_below(1000));
+                break;
+            case 2:
+                cancel(timer);
+                break;
+            case 3:
+                advance(random_below(8), static_cast<unsigned>(random_below(16)) + 1);
+                break;
         }
         CHECK_EQ(heap_.size(), armed_.size());
         CHECK_EQ(heap_.next_deadline_ns(), armed_.empty() ? UINT64_MAX : armed_.begin()->first);
@@ -164,7 +170,9 @@ TEST(timers_fire_in_the_order_of_their_deadlines) {
         run_on(context, [&] {  // in one piece: none falls due before all are armed
             uint64_t now_ns = engine_now_ns();
             for (int i = 0; i < 20; i++) {
-                CHECK_EQ(engine_timer_arm(timers[static_cast<size_t>(i)], now_ns + static_cast<uint64_t>(i * 7 % 20)), 0);
+                CHECK_EQ(engine_timer_arm(timers[static_cast<size_t>(i)],
+                                          now_ns + static_cast<uint64_t>(i * 7 % 20)),
+                         0);
             }
         });
         size_t count = 0;
@@ -223,7 +231,8 @@ TEST(each_arming_has_one_outcome) {
         engine_timer_t* timer = engine_timer_new(context, Outcome::done, &outcome);
         for (unsigned i = 1; i <= 3000; i++) {
             CHECK_EQ(engine_timer_arm(timer, engine_now_ns() + i % 64 * 200), 0);
-            for (unsigned spin = 0; spin < i % 37 * 8; spin++) std::atomic_signal_fence(std::memory_order_seq_cst);
+            for (unsigned spin = 0; spin < i % 37 * 8; spin++)
+                std::atomic_signal_fence(std::memory_order_seq_cst);
             CHECK_EQ(engine_timer_cancel(timer), 0);
             REQUIRE(eventually([&] { return outcome.sum() >= i; }));
             CHECK_EQ(outcome.sum(), i);
@@ -302,11 +311,11 @@ TEST(a_timer_is_deleted_in_its_own_callback) {
 struct Watched {
     int ends[2] = {-1, -1};
     engine_fd_handler_t* handler = nullptr;
-    Watched* victim = nullptr;        // deleted by the next callback
-    unsigned leave = 0;               // bytes that the callback leaves in the pipe the first times
+    Watched* victim = nullptr;  // deleted by the next callback
+    unsigned leave = 0;         // bytes that the callback leaves in the pipe the first times
     std::atomic<unsigned> calls{0};
     std::atomic<unsigned> bytes{0};
-    std::atomic<bool> work{false};    // for the poll callback
+    std::atomic<bool> work{false};  // for the poll callback
     std::atomic<unsigned> looks{0};
 
     Watched() { REQUIRE(pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0); }
@@ -413,7 +422,8 @@ TEST(a_callback_deletes_itself_or_another) {
                 engine_context_t* context = engine.context("io0", backend, 100000);
                 Watched watched[3];
                 for (Watched& one : watched) one.watch(context, poll ? Watched::look : nullptr);
-                watched[1].victim = &watched[who];  // the one before, itself, the one after
+                run_on(context,
+                       [&] { watched[1].victim = &watched[who]; });  // the one before, itself, the one after
                 watched[1].put("x");
                 watched[1].work = true;
                 REQUIRE(eventually([&] { return watched[1].calls.load() >= 1; }));
@@ -486,17 +496,20 @@ TEST(what_cannot_be_watched_is_refused) {
         Watched watched;
         engine_fd_handler_t* handler = nullptr;
         Error error;
-        CHECK_EQ(engine_fd_handler_new(context, 987654, Watched::on_read, nullptr, nullptr, &watched, &handler, &error),
+        CHECK_EQ(engine_fd_handler_new(context, 987654, Watched::on_read, nullptr, nullptr, &watched,
+                                       &handler, &error),
                  -EBADF);
         CHECK(error.says("context io0 cannot watch descriptor 987654"));
-        CHECK_EQ(engine_fd_handler_new(context, 0, nullptr, nullptr, nullptr, &watched, &handler, &error), -EINVAL);
-        CHECK_EQ(engine_fd_handler_new(context, 0, nullptr, Watched::on_read, Watched::look, &watched, &handler, &error),
+        CHECK_EQ(engine_fd_handler_new(context, 0, nullptr, nullptr, nullptr, &watched, &handler, &error),
+                 -EINVAL);
+        CHECK_EQ(engine_fd_handler_new(context, 0, nullptr, Watched::on_read, Watched::look, &watched,
+                                       &handler, &error),
                  -EINVAL);
         CHECK(handler == nullptr);
         engine_context_t* other = engine.context("io1", backend);
         run_on(other, [&] {
-            CHECK_EQ(engine_fd_handler_new(context, watched.ends[0], Watched::on_read, nullptr, nullptr, &watched,
-                                           &handler, &error),
+            CHECK_EQ(engine_fd_handler_new(context, watched.ends[0], Watched::on_read, nullptr, nullptr,
+                                           &watched, &handler, &error),
                      -EDEADLK);
         });
     }

@@ -76,13 +76,17 @@ void kick_and_call(uint32_t polled, uint32_t depth, uint64_t count,
             CHECK_EQ(stats.requests, count);
             CHECK_EQ(stats.completed, count);
             CHECK(stats.kicks <= count && stats.calls <= count);
-            if (polled != 0) CHECK_EQ(stats.kicks, 0u);
+            // With event index the driver kicks once in 2^16 chains for nothing: the device's wish comes round.
+            if (polled != 0) CHECK(stats.kicks <= (event_index != 0 ? count >> 16 : 0));
         }
     }
 }
 
-// For each of the four settings. A polling queue takes a CPU for itself, so that few CPUs make it slow.
+// For each of the four settings.
 constexpr uint64_t requests = sanitized ? 25'000 : 100'000;
+// A polling queue never sleeps: where its CPU is shared, each wake-up of the driver waits for the scheduler's
+// next slice. Its half of the protocol, the call, is the same as above.
+constexpr uint64_t polled_requests = 2'500;
 
 TEST(no_wake_up_is_lost_kicked_at_depth_1) {
     kick_and_call(0, 1, requests);
@@ -91,7 +95,7 @@ TEST(no_wake_up_is_lost_kicked_at_depth_32) {
     kick_and_call(0, 32, requests);
 }
 TEST(no_wake_up_is_lost_polled_at_depth_1) {
-    kick_and_call(1, 1, requests / 5);
+    kick_and_call(1, 1, polled_requests);
 }
 TEST(no_wake_up_is_lost_polled_at_depth_32) {
     kick_and_call(1, 32, requests);

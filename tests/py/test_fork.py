@@ -122,19 +122,22 @@ def test_a_fork_while_threads_are_in_calls(script: Script) -> None:
         + """
 slow = eng.open(driver="null", latency_ns="200ms", node_name="slow")
 stop = False
-def read():
+slow_disk = eng.virtio_blk(slow, ["io0"])
+slow_queue = slow_disk.queues[0]
+def read(target):
     while not stop:
-        slow.pread(512, 0)
-readers = [threading.Thread(target=read) for _ in range(3)]
+        target.pread(512, 0)
+readers = [threading.Thread(target=read, args=[target]) for target in (slow, slow, slow_queue, slow_queue)]
 for reader in readers:
     reader.start()
 time.sleep(0.1)
 
 def work():
-    try:
-        slow.pread(512, 0)
-    except engine.Closed:
-        print("closed")
+    for target in (slow, slow_queue):
+        try:
+            target.pread(512, 0)
+        except engine.Closed:
+            print("closed")
     slow.close()
     eng.close()
 
@@ -142,11 +145,12 @@ print(in_child(work))
 stop = True
 for reader in readers:
     reader.join()
+slow_disk.close()
 slow.close()
 parent_is_well()
 """
     )
-    assert (result.returncode, result.stdout) == (0, "closed\n0\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "closed\nclosed\n0\n"), result.stderr
 
 
 def test_subprocesses_are_not_disturbed(script: Script) -> None:

@@ -360,7 +360,6 @@ def test_no_growth() -> None:
         assert (threads(), len(eng._handle.children)) == (before[0], before[2])
 
 
-@pytest.mark.xfail(strict=True, reason="a closed context keeps its descriptors until the engine closes")
 def test_closed_contexts_leave_no_descriptors() -> None:
     with engine.Engine() as eng:
         before = descriptors()

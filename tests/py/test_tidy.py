@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FILE_LINES_MAX = 660  # "about 600": past that a file has two subjects
 FUNCTION_LINES_MAX = 75  # "about 70"
 # Past that, look again. These were looked at, and stay as they are.
-LOOKED_AT = {"engine/cli/arguments.py:_bench": "a table of options, one a line"}
+LOOKED_AT: dict[str, str] = {}
 NATIVE = (".c", ".cc", ".h", ".hh")
 TEXT = (*NATIVE, ".py", ".pyi", ".sh", ".md", ".toml", ".build", ".options", ".map", ".json", ".svg")
 FOLDERS = ("csrc", "engine", "tests", "bench", "scripts", ".ci")
