@@ -122,6 +122,7 @@ def native(
     return counts if status == 0 or counts.failed else counts + FAILED
 
 
+TSAN_OPTIONS = ("-Db_sanitize=thread", "-Db_lundef=false", "-Doptimization=1")
 GCC = {"CC": os.environ.get("CC", "gcc"), "CXX": os.environ.get("CXX", "g++")}
 
 
@@ -139,13 +140,13 @@ def test_asan() -> Counts:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
         "LSAN_OPTIONS": "print_suppressions=0",
     }
-    return native("asan", GCC, "-Db_sanitize=address,undefined", env=env)
+    return native("asan", GCC, "-Db_sanitize=address,undefined", "-Doptimization=1", env=env)
 
 
 def test_tsan() -> Counts:
     """With clang, so that both compilers build everything with -Werror."""
     env = {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1:abort_on_error=1"}
-    return native("tsan", clang(), "-Db_sanitize=thread", "-Db_lundef=false", env=env)
+    return native("tsan", clang(), *TSAN_OPTIONS, env=env)
 
 
 def test_dialect() -> Counts:
@@ -215,7 +216,7 @@ def test_clang_format() -> Counts:
 def test_clang_tidy() -> Counts:
     """With the flags of the clang build; each source file is a test."""
     tidy = clang_tool("clang-tidy")
-    if tidy is None or not configure(BUILD / "tsan", clang(), "-Db_sanitize=thread", "-Db_lundef=false"):
+    if tidy is None or not configure(BUILD / "tsan", clang(), *TSAN_OPTIONS):
         return FAILED
     driver = clang_tool("run-clang-tidy") or "run-clang-tidy"
     return check(

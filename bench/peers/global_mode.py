@@ -14,7 +14,7 @@ from programs import engine_bench
 
 def global_mode(settings: Settings, contexts: int) -> Comparison:
     cpus = ",".join(str(cpu) for cpu in range(contexts))
-    options = ("--null", "1g", "--via", "node", "--rw", "randread", "--bs", "4k", "--iodepth", "64")
+    options = ["--null", "1g", "--via", "node", "--rw", "randread", "--bs", "4k", "--iodepth", "64"]
     topology = ("--contexts", str(contexts), "--cpus", cpus)
     sides = [
         engine_bench(

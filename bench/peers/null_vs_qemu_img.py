@@ -20,33 +20,20 @@ ENGINE_PATHS = {
 
 
 def null(settings: Settings, via: str, depth: int, at_least: float) -> Comparison:
-    options = (
-        "--null",
-        "1g",
-        "--via",
-        via,
-        "--rw",
-        "randread",
-        "--bs",
-        "4k",
-        "--iodepth",
-        str(depth),
-        "--cpus",
-        "0",
-    )
+    options = f"--null 1g --via {via} --rw randread --bs 4k --iodepth {depth} --cpus 0".split()
     subject = engine_bench(f"engine, via {via}", settings, *options, path=ENGINE_PATHS[via])
     count = settings.count(3_000_000 if depth > 1 else 1_000_000)
+    versions, missing = qemu_versions()
     peers = tuple(
         Peer(
             qemu_img_bench(version, "-d", str(depth), "-s", "4096", *NULL_CO, count=count, path=QEMU_PATH),
             at_least=at_least,
         )
-        for version in qemu_versions()
+        for version in versions
     )
     title = f"null node, via {via}, depth {depth}, 4 KiB reads, one context"
-    return Comparison(
-        title, subject, peers, note="SPDK's null bdev, a harder mark, stands at about 13 x QEMU"
-    )
+    note = "SPDK's null bdev, a harder mark, stands at about 13 x QEMU"
+    return Comparison(title, subject, peers, "; ".join(filter(None, (note, missing))))
 
 
 SUITE = {

@@ -19,22 +19,17 @@ NOTE = (
 
 def pagecache(settings: Settings, via: str) -> Comparison:
     image = images.seeded()
-    options = ("--buffered", "--via", via, "--rw", "randread", "--bs", "4k", "--iodepth", "64", "--cpus", "0")
-    subject = engine_bench(
-        f"engine, via {via}",
-        settings,
-        *options,
-        str(image),
-        path="request layer → raw → file → io_uring, latency on",
-    )
+    options = f"--buffered --via {via} --rw randread --bs 4k --iodepth 64 --cpus 0".split()
+    path = "request layer → raw → file → io_uring, latency on"
+    subject = engine_bench(f"engine, via {via}", settings, *options, str(image), path=path)
     bare = micro(
         "bare liburing loop", "bare_uring", str(image), "64", str(settings.count(3_000_000)), "0", "1",
         path="io_uring alone: single issuer, deferred task run, pinned as the engine; no latency kept",
     )  # fmt: skip
     peers = [Peer(bare, at_least=0.90 if via == "node" else None)]
-    for version, mark in zip(("debian13", "installed"), (2.5, 4.0), strict=True):
-        if version not in qemu_versions():
-            continue
+    versions, missing = qemu_versions()
+    for version in versions:
+        mark = 2.5 if version == "debian13" else 4.0
         side = qemu_img_bench(
             version, "-d", "64", "-s", "4096", "-S", "4096", "-i", "io_uring", "-f", "raw", str(image),
             count=settings.count(1_000_000),
@@ -42,7 +37,8 @@ def pagecache(settings: Settings, via: str) -> Comparison:
         )  # fmt: skip
         peers.append(Peer(side, at_least=mark if via == "node" else None))
     title = f"page cache, via {via}, depth 64, 4 KiB random reads, one context; {images.describe(image)}"
-    return Comparison(title, subject, tuple(peers), NOTE, prepare=lambda: images.warm(image))
+    note = "; ".join(filter(None, (NOTE, missing)))
+    return Comparison(title, subject, tuple(peers), note, prepare=lambda: images.warm(image))
 
 
 SUITE = {

@@ -134,14 +134,13 @@ def qemu_img_bench(major: str, *options: str, count: int, path: str) -> Side:
     return Side(f"{' '.join(version.split()[:2])}", version, (command,), read, startup, path)
 
 
-def qemu_versions() -> tuple[str, ...]:
-    """The newest first. Debian 13's is left out, with a word, where its root was not made."""
+def qemu_versions() -> tuple[tuple[str, ...], str]:
+    """(which there are, newest first; a note where Debian 13's root was not made)."""
     try:
         qemu_img("debian13")
     except BenchError as error:
-        print(f"note: {error}", file=sys.stderr)
-        return ("installed",)
-    return ("debian13", "installed")
+        return ("installed",), f"the newest QEMU is left out: {error}"
+    return ("debian13", "installed"), ""
 
 
 # ---- fio ----

@@ -12,19 +12,8 @@ from programs import engine_bench
 
 def backends(settings: Settings) -> Comparison:
     image = images.seeded()
-    options = (
-        "--buffered",
-        "--via",
-        "node",
-        "--rw",
-        "randread",
-        "--bs",
-        "4k",
-        "--iodepth",
-        "64",
-        "--cpus",
-        "0",
-    )
+    load = ("--rw", "randread", "--bs", "4k", "--iodepth", "64")
+    options = ("--buffered", "--via", "node", "--cpus", "0", *load)
     sides = [
         engine_bench(f"engine, {aio}", settings, *options, "--aio", aio, str(image), path=path)
         for aio, path in (

@@ -14,7 +14,7 @@ PATH = "load generator on each context → request layer (bounds, permissions, s
 
 
 def two_contexts(settings: Settings) -> Comparison:
-    options = ("--null", "1g", "--via", "node", "--rw", "randrw", "--bs", "4k", "--iodepth", "64")
+    options = ["--null", "1g", "--via", "node", "--rw", "randrw", "--bs", "4k", "--iodepth", "64"]
     two = (*options, "--contexts", "2", "--cpus", "0,1")
     subject = engine_bench(
         "engine, two contexts", settings, *two, path=PATH.format("one null node"), contexts=2
