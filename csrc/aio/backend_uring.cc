@@ -22,6 +22,7 @@ namespace {
 // The low bits of a completion's user data say whose it is. IoOp and FdHandler are at least 8-aligned.
 enum Tag : uint64_t { tag_op = 0, tag_fd = 1, tag_wake = 2, tag_none = 3, tag_mask = 7 };
 
+constexpr unsigned looks_between_calls = 64;
 constexpr unsigned cq_entries_min = 512;
 constexpr unsigned cq_entries_spare = 64;  // for fd polls and the wake-up
 
@@ -55,6 +56,8 @@ class UringBackend final : public Backend {
     io_uring ring_{};
     bool ring_open_ = false;
     bool deferred_ = false;  // completions appear only when the kernel is entered
+    mutable bool flag_is_stale_ = false;  // the last time that it was set there was nothing
+    mutable unsigned looks_at_stale_flag_ = 0;
     int event_fd_ = -1;
     uint64_t event_value_ = 0;
     unsigned in_flight_ = 0;
@@ -188,7 +191,17 @@ void UringBackend::submit() noexcept {
     (void)result;  // EAGAIN, EBUSY: the entries stay in the ring and go with the next turn
 }
 
-bool UringBackend::has_completions() const noexcept { return io_uring_cq_ready(&ring_) != 0 || task_run_wanted(); }
+// The kernel queues the work first and then sets the flag: where the work is run in between, the flag stays set with
+// nothing behind it, until some work is run again. Once that has shown, the flag is worth a system call only now and
+// then, and no reason to stay awake.
+bool UringBackend::has_completions() const noexcept {
+    if (io_uring_cq_ready(&ring_) != 0) return true;
+    if (!task_run_wanted()) {
+        flag_is_stale_ = false;
+        return false;
+    }
+    return !flag_is_stale_ || ++looks_at_stale_flag_ % looks_between_calls == 0;
+}
 
 void UringBackend::reap() noexcept {
     unsigned ready = io_uring_cq_ready(&ring_);
@@ -198,6 +211,7 @@ void UringBackend::reap() noexcept {
         io_uring_get_events(&ring_);
         ready = io_uring_cq_ready(&ring_);
     }
+    flag_is_stale_ = ready == 0;
     unsigned head = *ring_.cq.khead;
     for (unsigned i = 0; i < ready; i++, head++) {
         // Copied and given back one by one: a handler may fill the submission ring and so enter the kernel.

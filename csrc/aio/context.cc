@@ -71,7 +71,12 @@ void AioContext::run() noexcept {
         // handlers submit goes out while it is held, as with one big lock.
         if (more || poll_ns_ != 0 || config_.turn_mutex != nullptr) backend_->submit();
         if (config_.turn_mutex != nullptr) stats_.lock_hold_ns.add(config_.turn_mutex->unlock());
-        if (!more && !stopping_ && !backend_->has_completions()) idle();
+        if (more || stopping_) continue;
+        if (backend_->has_completions()) {
+            backend_->submit();  // however long that goes on, what is queued must not wait for its end
+        } else {
+            idle();
+        }
     }
 }
 

@@ -247,21 +247,13 @@ struct Served {
 
 struct Host {
     Host() : file(disk_bytes) {
-        engine_context_config pinned{};
-        pinned.size = sizeof pinned;
-        pinned.name = "io0";
-        int32_t cpu = 0;
-        pinned.cpus = &cpu;
-        pinned.cpu_count = 1;
-        require(engine_context_create(engine.handle, &pinned, &io0, &engine.error) == 0, "context",
-                engine.error);
         node =
             engine.open({{"driver", "raw"}, {"file.driver", "file"}, {"file.filename", file.path.c_str()}});
         disk = std::make_unique<rig::Disk>(node, std::vector{io0, io1});
     }
     TemporaryFile file;
     Engine engine;
-    engine_context_t* io0 = nullptr;
+    engine_context_t* io0 = engine.context("io0", two_cpus().first);
     engine_context_t* io1 = engine.context("io1");
     engine_node_t* node = nullptr;
     std::unique_ptr<rig::Disk> disk;

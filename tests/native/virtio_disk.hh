@@ -4,6 +4,7 @@
 #pragma once
 
 #include <engine/engine.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -48,12 +49,13 @@ struct Engine {
     Engine(const Engine&) = delete;
     ~Engine() { check::report(engine_close(handle, &error) == 0, "engine_close", 0, error.message); }
 
-    // `poll_max_ns` 0: it sleeps whenever it has nothing to do.
-    engine_context_t* context(const char* name, int64_t poll_max_ns = 0) {
+    // It sleeps whenever it has nothing to do. `cpu` -1: not pinned.
+    engine_context_t* context(const char* name, int32_t cpu = -1) {
         engine_context_config config{};
         config.size = sizeof config;
         config.name = name;
-        config.poll_max_ns = poll_max_ns;
+        config.cpus = &cpu;
+        config.cpu_count = cpu < 0 ? 0 : 1;
         engine_context_t* out = nullptr;
         require(engine_context_create(handle, &config, &out, &error) == 0, "engine_context_create", error);
         return out;
@@ -67,6 +69,19 @@ struct Engine {
     engine_t* handle = nullptr;
     engine_error error{};
 };
+
+// Two CPUs for two contexts; the same one twice where there is no other.
+inline std::pair<int32_t, int32_t> two_cpus() {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return {-1, -1};
+    int32_t first = -1, last = -1;
+    for (int32_t cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed)) continue;
+        if (first < 0) first = cpu;
+        last = cpu;
+    }
+    return {first, last};
+}
 
 // A file of so many bytes, removed at the end.
 struct TemporaryFile {
