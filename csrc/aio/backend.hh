@@ -1,5 +1,5 @@
-// How a context reaches the kernel: an interface with two implementations, `io_uring` and `threads`. Everything
-// but wake() runs on the home thread.
+// How a context reaches the kernel: an interface with two implementations, `io_uring` and `threads`.
+// Everything but wake() runs on the home thread.
 #pragma once
 
 #include <engine/aio.h>
@@ -23,8 +23,8 @@ enum class IoKind : uint8_t {
     call,  // `call` runs on the offload pool: what may block and has no asynchronous form
 };
 
-// One operation of the kernel's, or one call for the offload pool. Intrusive: it lives in the request that needs it
-// until `done`, which runs on the home thread, never inside queue().
+// One operation of the kernel's, or one call for the offload pool. Intrusive: it lives in the request that
+// needs it until `done`, which runs on the home thread, never inside queue().
 struct IoOp : Message {
     void (*done)(IoOp*, int64_t result) = nullptr;  // bytes or 0, or -errno
     int64_t (*call)(IoOp*) = nullptr;
@@ -44,9 +44,9 @@ struct FdHandler : base::Link {  // io_uring: linked while removed and still arm
     int fd = -1;
     uint32_t events = 0;  // POLLIN, POLLOUT
     void (*ready)(FdHandler*, uint32_t events) = nullptr;
-    bool removed = false;              // no more callbacks
-    bool armed = false;                // io_uring: a poll request is with the kernel
-    bool in_callback = false;          // `ready` is on the stack
+    bool removed = false;                    // no more callbacks
+    bool armed = false;                      // io_uring: a poll request is with the kernel
+    bool in_callback = false;                // `ready` is on the stack
     void (*released)(FdHandler*) = nullptr;  // the backend holds no pointer any more
 };
 

@@ -50,12 +50,13 @@ class UringBackend final : public Backend {
     void complete(const io_uring_cqe& cqe) noexcept;
     void complete_fd(FdHandler* handler, int result) noexcept;
     bool task_run_wanted() const noexcept {
-        return (__atomic_load_n(ring_.sq.kflags, __ATOMIC_RELAXED) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
+        return (__atomic_load_n(ring_.sq.kflags, __ATOMIC_RELAXED) &
+                (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0;
     }
 
     io_uring ring_{};
     bool ring_open_ = false;
-    bool deferred_ = false;  // completions appear only when the kernel is entered
+    bool deferred_ = false;               // completions appear only when the kernel is entered
     mutable bool flag_is_stale_ = false;  // the last time that it was set there was nothing
     mutable unsigned looks_at_stale_flag_ = 0;
     int event_fd_ = -1;
@@ -89,16 +90,18 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
     if (result == -ENOMEM) {
         rlimit limit{};
         getrlimit(RLIMIT_MEMLOCK, &limit);
-        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where,
-                          "io_uring: the kernel refused memory for the rings; RLIMIT_MEMLOCK is %lu KiB: raise it "
-                          "(ulimit -l) or use the threads backend",
-                          static_cast<unsigned long>(limit.rlim_cur / 1024));
+        return base::fail(
+            error, ENGINE_ERROR_LIMIT, ENOMEM, where,
+            "io_uring: the kernel refused memory for the rings; RLIMIT_MEMLOCK is %lu KiB: raise it "
+            "(ulimit -l) or use the threads backend",
+            static_cast<unsigned long>(limit.rlim_cur / 1024));
     }
     if (result == -EPERM || result == -ENOSYS || result == -EACCES) {
-        return base::fail(error, ENGINE_ERROR_UNSUPPORTED, -result, where,
-                          "io_uring is refused here (%s): a seccomp filter, kernel.io_uring_disabled or an old "
-                          "kernel; use the threads backend",
-                          strerrordesc_np(-result));
+        return base::fail(
+            error, ENGINE_ERROR_UNSUPPORTED, -result, where,
+            "io_uring is refused here (%s): a seccomp filter, kernel.io_uring_disabled or an old "
+            "kernel; use the threads backend",
+            strerrordesc_np(-result));
     }
     if (result < 0) return base::fail_os(error, -result, where, "io_uring: cannot set up a ring");
     ring_open_ = true;
@@ -111,7 +114,9 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
         pinned = io_uring_register_iowq_aff(&ring_, choice.worker_cpus_size, choice.worker_cpus) == 0;
     }
     snprintf(reason, sizeof reason, "io_uring: %s%s, %u + %u entries",
-             deferred_ ? "single issuer, deferred task run" : used != 0 ? "cooperative task run" : "plain ring",
+             deferred_   ? "single issuer, deferred task run"
+             : used != 0 ? "cooperative task run"
+                         : "plain ring",
              pinned ? ", workers pinned" : "", params.sq_entries, params.cq_entries);
     arm_wake();
     submit();
@@ -158,7 +163,8 @@ void UringBackend::prepare(IoOp* op) noexcept {
     switch (op->kind) {
         case IoKind::read:
             if (op->iov_count == 1) {
-                io_uring_prep_read(sqe, op->fd, op->iov->iov_base, static_cast<unsigned>(op->iov->iov_len), op->offset);
+                io_uring_prep_read(sqe, op->fd, op->iov->iov_base, static_cast<unsigned>(op->iov->iov_len),
+                                   op->offset);
             } else {
                 io_uring_prep_readv(sqe, op->fd, op->iov, op->iov_count, op->offset);
             }
@@ -166,18 +172,22 @@ void UringBackend::prepare(IoOp* op) noexcept {
             break;
         case IoKind::write:
             if (op->iov_count == 1) {
-                io_uring_prep_write(sqe, op->fd, op->iov->iov_base, static_cast<unsigned>(op->iov->iov_len), op->offset);
+                io_uring_prep_write(sqe, op->fd, op->iov->iov_base, static_cast<unsigned>(op->iov->iov_len),
+                                    op->offset);
             } else {
                 io_uring_prep_writev(sqe, op->fd, op->iov, op->iov_count, op->offset);
             }
             sqe->rw_flags = op->flags;
             break;
-        case IoKind::fdatasync: io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC); break;
+        case IoKind::fdatasync:
+            io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
+            break;
         case IoKind::fallocate:
             io_uring_prep_fallocate(sqe, op->fd, op->flags, static_cast<off_t>(op->offset),
                                     static_cast<off_t>(op->length));
             break;
-        case IoKind::call: break;  // went to the pool
+        case IoKind::call:
+            break;  // went to the pool
     }
     sqe->user_data = reinterpret_cast<uint64_t>(op) | tag_op;
 }
@@ -191,9 +201,9 @@ void UringBackend::submit() noexcept {
     (void)result;  // EAGAIN, EBUSY: the entries stay in the ring and go with the next turn
 }
 
-// The kernel queues the work first and then sets the flag: where the work is run in between, the flag stays set with
-// nothing behind it, until some work is run again. Once that has shown, the flag is worth a system call only now and
-// then, and no reason to stay awake.
+// The kernel queues the work first and then sets the flag: where the work is run in between, the flag stays
+// set with nothing behind it, until some work is run again. Once that has shown, the flag is worth a system
+// call only now and then, and no reason to stay awake.
 bool UringBackend::has_completions() const noexcept {
     if (io_uring_cq_ready(&ring_) != 0) return true;
     if (!task_run_wanted()) {
@@ -236,9 +246,14 @@ void UringBackend::complete(const io_uring_cqe& cqe) noexcept {
             op->done(op, cqe.res);
             break;
         }
-        case tag_fd: complete_fd(reinterpret_cast<FdHandler*>(pointer), cqe.res); break;
-        case tag_wake: arm_wake(); break;
-        default: break;
+        case tag_fd:
+            complete_fd(reinterpret_cast<FdHandler*>(pointer), cqe.res);
+            break;
+        case tag_wake:
+            arm_wake();
+            break;
+        default:
+            break;
     }
 }
 

@@ -21,7 +21,8 @@ int BottomHalf::request(uint32_t what) noexcept {
         if (!state_.compare_exchange_acq_rel(state, state | what | queued | (push ? pushing : 0))) continue;
         if (!push) return 0;
         int result = context_.send(this);
-        // The message may be running, or run and freed, once it is in: it is not freed while `pushing` is set.
+        // The message may be running, or run and freed, once it is in: it is not freed while `pushing` is
+        // set.
         if (result == 0) {
             state_.fetch_and_acq_rel(~pushing);
         } else {
@@ -32,7 +33,9 @@ int BottomHalf::request(uint32_t what) noexcept {
     }
 }
 
-int BottomHalf::schedule() noexcept { return request(armed); }
+int BottomHalf::schedule() noexcept {
+    return request(armed);
+}
 
 void BottomHalf::run_scheduled(Message* message) noexcept {
     auto* self = static_cast<BottomHalf*>(message);

@@ -1,5 +1,5 @@
-// The loop. One turn: completions, due timers, inbox, ready queue, pollers; then all new operations in one system
-// call; then, with nothing left to do, busy polling within the adaptive budget, and sleep.
+// The loop. One turn: completions, due timers, inbox, ready queue, pollers; then all new operations in one
+// system call; then, with nothing left to do, busy polling within the adaptive budget, and sleep.
 #include "aio/context.hh"
 
 #include <linux/futex.h>
@@ -23,7 +23,9 @@ constexpr uint64_t poll_grow = 2;
 thread_local AioContext* current_context = nullptr;
 }  // namespace
 
-AioContext* AioContext::current() noexcept { return current_context; }
+AioContext* AioContext::current() noexcept {
+    return current_context;
+}
 void AioContext::enter_home() noexcept {
     current_context = this;
     bind_to_this_thread();
@@ -31,7 +33,8 @@ void AioContext::enter_home() noexcept {
 
 int AioContext::send(Message* message) noexcept {
     if (ENGINE_UNLIKELY(!mark_.same_process())) return -ESHUTDOWN;
-    // stop() waits for those between here and the end: the message may have run, the backend must still be there.
+    // stop() waits for those between here and the end: the message may have run, the backend must still be
+    // there.
     senders_.fetch_add_acq_rel(1);
     Push pushed = inbox_.push(message);
     if (pushed == Push::wake) backend_->wake();
@@ -67,8 +70,8 @@ void AioContext::run() noexcept {
             stats_.lock_acquisitions.increment();
         }
         bool more = turn();
-        // Per node, an idle context lets wait() submit, which saves a system call. Under the global mutex what
-        // handlers submit goes out while it is held, as with one big lock.
+        // Per node, an idle context lets wait() submit, which saves a system call. Under the global mutex
+        // what handlers submit goes out while it is held, as with one big lock.
         if (more || poll_ns_ != 0 || config_.turn_mutex != nullptr) backend_->submit();
         if (config_.turn_mutex != nullptr) stats_.lock_hold_ns.add(config_.turn_mutex->unlock());
         if (more || stopping_) continue;
@@ -165,7 +168,8 @@ void AioContext::idle() noexcept {
         uint64_t sleep_start_ns = base::now_ns();
         int64_t timeout_ns = -1;
         if (deadline_ns != UINT64_MAX) {
-            timeout_ns = deadline_ns > sleep_start_ns ? static_cast<int64_t>(deadline_ns - sleep_start_ns) : 0;
+            timeout_ns =
+                deadline_ns > sleep_start_ns ? static_cast<int64_t>(deadline_ns - sleep_start_ns) : 0;
         }
         stats_.sleeps.increment();
         backend_->wait(timeout_ns);
@@ -178,7 +182,8 @@ void AioContext::idle() noexcept {
     if (poll_max_ns != 0) adapt_poll(base::now_ns() - start_ns);
 }
 
-// The budget grows while waits turn out shorter than the most we may poll, and falls to nothing when they do not.
+// The budget grows while waits turn out shorter than the most we may poll, and falls to nothing when they do
+// not.
 void AioContext::adapt_poll(uint64_t idle_ns) noexcept {
     auto most = static_cast<uint64_t>(poll_max_ns_.load_relaxed());
     if (idle_ns <= poll_ns_) return;
@@ -201,7 +206,8 @@ void AioContext::stop() {
     if (!thread_.joinable()) return;
     send(&message);
     thread_.join();
-    // The inbox is closed: who comes from here on wakes nobody. Descriptors and workers go now, not with the engine.
+    // The inbox is closed: who comes from here on wakes nobody. Descriptors and workers go now, not with the
+    // engine.
     while (senders_.load_acquire() != 0) sched_yield();
     backend_.reset();
 }
@@ -239,13 +245,15 @@ long futex(base::Atomic<uint32_t>* word, int operation, uint32_t value, const ti
 }
 }  // namespace
 
-// 0 nothing yet, 1 somebody waits, 2 set. The waiter may destroy the object as soon as it has seen 2, so set()
-// touches nothing after its exchange but the address, which the kernel only compares.
+// 0 nothing yet, 1 somebody waits, 2 set. The waiter may destroy the object as soon as it has seen 2, so
+// set() touches nothing after its exchange but the address, which the kernel only compares.
 void Signal::set() noexcept {
     if (state_.exchange_acq_rel(2) == 1) futex(&state_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr);
 }
 
-void Signal::wait() noexcept { wait_for(UINT64_MAX); }
+void Signal::wait() noexcept {
+    wait_for(UINT64_MAX);
+}
 
 bool Signal::wait_for(uint64_t timeout_ns) noexcept {
     static_assert(sizeof(base::Atomic<uint32_t>) == sizeof(uint32_t));

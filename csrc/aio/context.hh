@@ -1,5 +1,5 @@
-// AioContext: an event loop on a thread of its own. What it owns (backend, ready queue, timers, pollers, pools,
-// statistics) has no lock: only the home thread touches it. The one way in from elsewhere is send().
+// AioContext: an event loop on a thread of its own. What it owns (backend, ready queue, timers, pollers,
+// pools, statistics) has no lock: only the home thread touches it. The one way in from elsewhere is send().
 #pragma once
 
 #include <engine/aio.h>
@@ -60,8 +60,8 @@ class alignas(128) AioContext final : public coro::Executor {
     bool on_home() const noexcept { return current() == this; }
     // The context whose thread this is; null on foreign threads.
     static AioContext* current() noexcept;
-    // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will; so it is in a
-    // child of fork(), which has no home thread.
+    // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will; so it is in
+    // a child of fork(), which has no home thread.
     int send(Message* message) noexcept;
     // The same, and waits until it has run. -EDEADLK on any context's thread.
     template <class F>
@@ -74,8 +74,8 @@ class alignas(128) AioContext final : public coro::Executor {
     // Counts one more of them. False: it is closed, or about to.
     bool hold() noexcept;
     void let_go() noexcept { users.fetch_sub_acq_rel(1); }
-    // No more holds from here on: once, and only while there are none. Returns 0, the number that there are, or
-    // -ESHUTDOWN where another caller was first.
+    // No more holds from here on: once, and only while there are none. Returns 0, the number that there are,
+    // or -ESHUTDOWN where another caller was first.
     int64_t forbid_holds() noexcept;
     // It could not be closed after all.
     void allow_holds() noexcept { users.fetch_and_acq_rel(~no_holds); }

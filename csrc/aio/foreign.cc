@@ -1,4 +1,5 @@
-// Timers and fd handlers for callers on any thread. The state is the home thread's; commands reach it by message.
+// Timers and fd handlers for callers on any thread. The state is the home thread's; commands reach it by
+// message.
 #include "aio/foreign.hh"
 
 #include <fcntl.h>
@@ -58,8 +59,12 @@ void ForeignTimer::destroy_now() noexcept {
     release();
 }
 
-int ForeignTimer::arm(uint64_t deadline_ns) noexcept { return send(Action::arm, deadline_ns); }
-int ForeignTimer::cancel() noexcept { return send(Action::cancel, 0); }
+int ForeignTimer::arm(uint64_t deadline_ns) noexcept {
+    return send(Action::arm, deadline_ns);
+}
+int ForeignTimer::cancel() noexcept {
+    return send(Action::cancel, 0);
+}
 
 void ForeignTimer::destroy(ForeignTimer* timer) noexcept {
     if (timer->context_.on_home()) {
@@ -69,8 +74,8 @@ void ForeignTimer::destroy(ForeignTimer* timer) noexcept {
     }
 }
 
-int ForeignFdHandler::create(AioContext& context, int fd, Function on_read, Function on_write, PollFunction poll,
-                             void* opaque, ForeignFdHandler** out) {
+int ForeignFdHandler::create(AioContext& context, int fd, Function on_read, Function on_write,
+                             PollFunction poll, void* opaque, ForeignFdHandler** out) {
     if (fcntl(fd, F_GETFD) < 0) return -errno;
     auto* self = new ForeignFdHandler;
     self->context_ = &context;

@@ -7,7 +7,8 @@
 namespace engine::aio {
 
 // For each arming `done` runs exactly once on the home thread: fired (1) or cancelled (0). A closing context
-// cancels, and so does one that has no memory left for another timer. Arming one that is armed moves its deadline.
+// cancels, and so does one that has no memory left for another timer. Arming one that is armed moves its
+// deadline.
 class ForeignTimer {
   public:
     using Function = void (*)(void* opaque, int fired);
@@ -49,7 +50,7 @@ class ForeignTimer {
     Function done_;
     void* opaque_;
     Owned timer_;
-    Command destruction_{};  // needs no memory when it is wanted
+    Command destruction_{};   // needs no memory when it is wanted
     bool destroyed_ = false;  // home only
     // Its user's, and one for each command under way: a closing context may refuse destroy() with an earlier
     // command still to be run.
@@ -62,8 +63,8 @@ class ForeignFdHandler final : private Poller {
     using PollFunction = int (*)(void* opaque);
 
     // Blocks for the home thread, or runs at once on it.
-    static int create(AioContext& context, int fd, Function on_read, Function on_write, PollFunction poll, void* opaque,
-                      ForeignFdHandler** out);
+    static int create(AioContext& context, int fd, Function on_read, Function on_write, PollFunction poll,
+                      void* opaque, ForeignFdHandler** out);
     // Blocks until no callback can run any more, or does it at once on the home thread.
     static void destroy(ForeignFdHandler* handler) noexcept;
 

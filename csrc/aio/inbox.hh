@@ -20,8 +20,9 @@ enum class Push {
 
 class Inbox {
   public:
-    // Any thread. Pairs with take_all (the message's content) and with may_sleep (no lost wake-up): the push is
-    // before the load of `sleeping_`, the store of `sleeping_` before the second look at `head_`; both seq_cst.
+    // Any thread. Pairs with take_all (the message's content) and with may_sleep (no lost wake-up): the push
+    // is before the load of `sleeping_`, the store of `sleeping_` before the second look at `head_`; both
+    // seq_cst.
     Push push(Message* message) noexcept {
         Message* head = head_.load_relaxed();
         do {

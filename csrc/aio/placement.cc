@@ -21,7 +21,8 @@ namespace {
 
 base::Atomic<uint64_t> next_context_id{1};
 
-// The part of a cpu list such as "0-3,8" that a reader of an error message wants: the text of the file itself.
+// The part of a cpu list such as "0-3,8" that a reader of an error message wants: the text of the file
+// itself.
 void online_cpus(char* text, size_t size) {
     base::copy_text(text, size, "?");
     FILE* file = fopen("/sys/devices/system/cpu/online", "re");
@@ -64,11 +65,11 @@ void find_thread_times(int tid, engine_context_info* out) {
             const char* after = strrchr(line, ')');  // the name may hold anything
             unsigned long user = 0, system = 0;
             int cpu = -1;
-            if (after != nullptr &&
-                sscanf(after + 1,
-                       " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %*d %*d %*d %*d %*d %*d %*u %*u %*d "
-                       "%*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*d %d",
-                       &user, &system, &cpu) == 3) {
+            if (after != nullptr && sscanf(after + 1,
+                                           " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %*d %*d %*d "
+                                           "%*d %*d %*d %*u %*u %*d "
+                                           "%*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*d %d",
+                                           &user, &system, &cpu) == 3) {
                 auto tick_ns = 1000000000ul / static_cast<unsigned long>(sysconf(_SC_CLK_TCK));
                 out->cpu_user_ns = user * tick_ns;
                 out->cpu_system_ns = system * tick_ns;
@@ -146,9 +147,10 @@ int AioContext::set_up(engine_error* error) {
         param.sched_priority = config_.sched_priority;
         int failed = pthread_setschedparam(pthread_self(), config_.sched_policy, &param);
         if (failed != 0) {
-            return base::fail_os(error, failed, {.operation = "schedule", .field = "sched-policy"},
-                                 "context %s: cannot set scheduling policy %d, priority %d (needs CAP_SYS_NICE)",
-                                 name().c_str(), config_.sched_policy, config_.sched_priority);
+            return base::fail_os(
+                error, failed, {.operation = "schedule", .field = "sched-policy"},
+                "context %s: cannot set scheduling policy %d, priority %d (needs CAP_SYS_NICE)",
+                name().c_str(), config_.sched_policy, config_.sched_priority);
         }
     }
     cpu_set_t workers;
@@ -184,9 +186,8 @@ int AioContext::create(ContextConfig config, std::unique_ptr<AioContext>* out, e
     Signal started;
     int result = 0;
     AioContext* raw = context.get();
-    context->thread_ = std::thread([raw, error, &result, &started] {
-        raw->thread_main(error, &result, &started);
-    });
+    context->thread_ =
+        std::thread([raw, error, &result, &started] { raw->thread_main(error, &result, &started); });
     started.wait();
     if (result != 0) {
         context->thread_.join();
@@ -196,8 +197,8 @@ int AioContext::create(ContextConfig config, std::unique_ptr<AioContext>* out, e
     return 0;
 }
 
-// From the moment that the inbox is closed, whoever is refused there may free what belongs to it. So by then nothing
-// here points to a timer or a poller of others any more, and what is sent until then adds none.
+// From the moment that the inbox is closed, whoever is refused there may free what belongs to it. So by then
+// nothing here points to a timer or a poller of others any more, and what is sent until then adds none.
 void AioContext::wind_up() noexcept {
     if (config_.turn_mutex != nullptr) config_.turn_mutex->lock();
     while (has_ready()) run_ready(UINT_MAX);
@@ -213,7 +214,9 @@ void AioContext::wind_up() noexcept {
     if (config_.turn_mutex != nullptr) config_.turn_mutex->unlock();
 }
 
-AioContext::~AioContext() { ENGINE_CHECK(!thread_.joinable()); }
+AioContext::~AioContext() {
+    ENGINE_CHECK(!thread_.joinable());
+}
 
 int AioContext::read_info(engine_context_info* out) const noexcept {
     out->backend = backend_->kind();

@@ -12,7 +12,8 @@ class Poller : public base::Link {
     virtual bool poll() = 0;
     // While the context busy-polls: is there work? A look, nothing more (global mode: without the lock).
     virtual bool has_work() = 0;
-    // Before the context sleeps: ask the other side for notifications, then look once more. True: there is work.
+    // Before the context sleeps: ask the other side for notifications, then look once more. True: there is
+    // work.
     virtual bool prepare_sleep() = 0;
     // After it slept, or decided not to: no notifications needed.
     virtual void end_sleep() = 0;

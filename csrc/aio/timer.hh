@@ -1,5 +1,5 @@
-// Timers of one context: an intrusive 4-ary heap on deadlines. Home thread only; no allocation once the heap has
-// grown to the number of timers armed.
+// Timers of one context: an intrusive 4-ary heap on deadlines. Home thread only; no allocation once the heap
+// has grown to the number of timers armed.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,8 @@ class TimerHeap {
     bool cancel(Timer* timer) noexcept;
     // Disarms them all.
     void abandon_all();
-    // Fires what is due at `now_ns`; at most `most`, so that a timer which arms itself anew cannot hold the turn.
+    // Fires what is due at `now_ns`; at most `most`, so that a timer which arms itself anew cannot hold the
+    // turn.
     unsigned run_due(uint64_t now_ns, unsigned most);
 
   private:

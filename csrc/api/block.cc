@@ -86,7 +86,9 @@ int engine_user_create(engine_node_t* handle, const char* name, uint32_t permiss
         block::Node* node = unwrap(handle);
         block::User* user = nullptr;
         int result = node->control->engine->check(error, "attach");
-        if (result == 0) result = block::create_user(node, name == nullptr ? "?" : name, permissions, shared, &user, error);
+        if (result == 0)
+            result =
+                block::create_user(node, name == nullptr ? "?" : name, permissions, shared, &user, error);
         if (result == 0) *out = wrap(user);
         return result;
     });
@@ -141,9 +143,11 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
     int errnum = static_cast<int>(result != 0 ? -result : -call->result);
     if (error != nullptr && error->kind == ENGINE_ERROR_NONE) {
         const char* name = user->node->control->name.c_str();
-        base::fail_os(error, errnum,
-                      {.node = name, .operation = op_name(call->op), .offset = call->offset, .request_id = call->id},
-                      "node %s: %s of %lu bytes at offset %lu failed", name, op_name(call->op), call->length, call->offset);
+        base::fail_os(
+            error, errnum,
+            {.node = name, .operation = op_name(call->op), .offset = call->offset, .request_id = call->id},
+            "node %s: %s of %lu bytes at offset %lu failed", name, op_name(call->op), call->length,
+            call->offset);
     }
     return -errnum;
 }
@@ -151,13 +155,15 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
 }  // namespace
 
 int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t op, const engine_iovec* iov,
-                       uint32_t iov_count, uint64_t offset, uint64_t bytes, uint32_t flags, engine_error* error) {
+                       uint32_t iov_count, uint64_t offset, uint64_t bytes, uint32_t flags,
+                       engine_error* error) {
     static_assert(sizeof(engine_iovec) == sizeof(iovec));
     if (op > ENGINE_OP_RESIZE) {
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "op"}, "unknown operation %u", op);
     }
     if ((flags & ~uint32_t{ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK}) != 0) {
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "flags"}, "unknown flags 0x%x", flags);
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "flags"}, "unknown flags 0x%x",
+                          flags);
     }
     Call call;
     call.op = static_cast<Op>(op);
@@ -172,7 +178,8 @@ int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t 
         }
         if (sum != bytes || iov_count > 1024) {
             return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "iov"},
-                              "%u buffers hold %lu bytes, %lu were asked for (at most 1024 buffers)", iov_count, sum, bytes);
+                              "%u buffers hold %lu bytes, %lu were asked for (at most 1024 buffers)",
+                              iov_count, sum, bytes);
         }
         call.iov = reinterpret_cast<const iovec*>(iov);
         call.iov_count = iov_count;
@@ -181,8 +188,9 @@ int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t 
     return result < 0 ? result : data ? static_cast<int64_t>(bytes) : 0;
 }
 
-int64_t engine_user_block_status(engine_user_t* user, engine_context_t* context, uint64_t offset, uint64_t bytes,
-                                 engine_extent* extents, uint32_t capacity, engine_error* error) {
+int64_t engine_user_block_status(engine_user_t* user, engine_context_t* context, uint64_t offset,
+                                 uint64_t bytes, engine_extent* extents, uint32_t capacity,
+                                 engine_error* error) {
     Call call;
     call.op = Op::block_status;
     call.offset = offset;

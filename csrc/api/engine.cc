@@ -10,7 +10,9 @@
 using namespace engine;
 using namespace engine::api;
 
-const char* engine_version(void) { return ENGINE_VERSION; }
+const char* engine_version(void) {
+    return ENGINE_VERSION;
+}
 
 void engine_get_build_info(engine_build_info* out) {
     engine_build_info info{};
@@ -42,7 +44,8 @@ int start_context(Instance& engine, aio::ContextConfig config, engine_context_t*
     std::lock_guard guard(engine.control);
     for (const auto& context : engine.contexts) {
         if (context->name() == config.name) {
-            return base::fail(error, ENGINE_ERROR_CONFLICT, EEXIST, {.operation = "create context", .field = "name"},
+            return base::fail(error, ENGINE_ERROR_CONFLICT, EEXIST,
+                              {.operation = "create context", .field = "name"},
                               "there is a context '%s' already", config.name.c_str());
         }
     }
@@ -61,8 +64,9 @@ int start_context(Instance& engine, aio::ContextConfig config, engine_context_t*
 
 int check_context_config(const engine_context_config& config, engine_error* error) {
     auto invalid = [&](const char* field, const char* text, long value) {
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "create context", .field = field},
-                          "context %s: %s (%ld)", config.name == nullptr ? "?" : config.name, text, value);
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL,
+                          {.operation = "create context", .field = field}, "context %s: %s (%ld)",
+                          config.name == nullptr ? "?" : config.name, text, value);
     };
     if (config.name == nullptr || config.name[0] == '\0' || strlen(config.name) > 31) {
         return invalid("name", "a name of 1 to 31 bytes is needed",
@@ -94,8 +98,8 @@ int engine_create(const engine_config* given, engine_t** out, engine_error* erro
                               config.backend);
         }
         if (config.locking > ENGINE_LOCKING_GLOBAL) {
-            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "locking"}, "unknown locking mode %u",
-                              config.locking);
+            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "locking"},
+                              "unknown locking mode %u", config.locking);
         }
         auto instance = std::make_unique<Instance>();
         instance->pid = getpid();
@@ -152,7 +156,8 @@ int engine_context_close(engine_context_t* handle, engine_error* error) {
         if (result != 0) return result;
         base::Where where{.operation = "close context"};
         if (context == engine.main()) {
-            return base::fail(error, ENGINE_ERROR_INVALID, EBUSY, where, "context main lives until the engine closes");
+            return base::fail(error, ENGINE_ERROR_INVALID, EBUSY, where,
+                              "context main lives until the engine closes");
         }
         int64_t holds = context->forbid_holds();
         if (holds < 0) {
@@ -190,7 +195,8 @@ int engine_close(engine_t* handle, engine_error* error) {
         for (bool progress = true; progress && !engine->nodes.empty();) {
             progress = false;
             for (block::Node* node : std::vector<block::Node*>(engine->nodes)) {
-                if (std::find(engine->nodes.begin(), engine->nodes.end(), node) == engine->nodes.end()) continue;
+                if (std::find(engine->nodes.begin(), engine->nodes.end(), node) == engine->nodes.end())
+                    continue;
                 if (block::close_node(node, error) == 0) progress = true;
             }
         }
@@ -208,8 +214,8 @@ int engine_context_get_info(engine_context_t* handle, engine_context_info* out, 
     if (result == 0) {
         result = unwrap(handle)->read_info(&info);
         if (result != 0) {
-            return base::fail_os(error, -result, {.operation = "query context"}, "context %s: cannot read its CPUs",
-                                 unwrap(handle)->name().c_str());
+            return base::fail_os(error, -result, {.operation = "query context"},
+                                 "context %s: cannot read its CPUs", unwrap(handle)->name().c_str());
         }
     }
     return result != 0 ? result : write_out(info, out);

@@ -1,4 +1,5 @@
-// The C interface's opaque handles are the core's own objects under other names: casts in one place. No state.
+// The C interface's opaque handles are the core's own objects under other names: casts in one place. No
+// state.
 #pragma once
 
 #include <engine/engine.h>
@@ -14,14 +15,30 @@
 
 namespace engine::api {
 
-inline Instance* unwrap(engine_t* handle) { return reinterpret_cast<Instance*>(handle); }
-inline engine_t* wrap(Instance* engine) { return reinterpret_cast<engine_t*>(engine); }
-inline aio::AioContext* unwrap(engine_context_t* handle) { return reinterpret_cast<aio::AioContext*>(handle); }
-inline engine_context_t* wrap(aio::AioContext* context) { return reinterpret_cast<engine_context_t*>(context); }
-inline block::Node* unwrap(engine_node_t* handle) { return reinterpret_cast<block::Node*>(handle); }
-inline engine_node_t* wrap(block::Node* node) { return reinterpret_cast<engine_node_t*>(node); }
-inline block::User* unwrap(engine_user_t* handle) { return reinterpret_cast<block::User*>(handle); }
-inline engine_user_t* wrap(block::User* user) { return reinterpret_cast<engine_user_t*>(user); }
+inline Instance* unwrap(engine_t* handle) {
+    return reinterpret_cast<Instance*>(handle);
+}
+inline engine_t* wrap(Instance* engine) {
+    return reinterpret_cast<engine_t*>(engine);
+}
+inline aio::AioContext* unwrap(engine_context_t* handle) {
+    return reinterpret_cast<aio::AioContext*>(handle);
+}
+inline engine_context_t* wrap(aio::AioContext* context) {
+    return reinterpret_cast<engine_context_t*>(context);
+}
+inline block::Node* unwrap(engine_node_t* handle) {
+    return reinterpret_cast<block::Node*>(handle);
+}
+inline engine_node_t* wrap(block::Node* node) {
+    return reinterpret_cast<engine_node_t*>(node);
+}
+inline block::User* unwrap(engine_user_t* handle) {
+    return reinterpret_cast<block::User*>(handle);
+}
+inline engine_user_t* wrap(block::User* user) {
+    return reinterpret_cast<engine_user_t*>(user);
+}
 
 // Checks `size` and reads what the caller's version of a struct has of it; the rest stays zero.
 template <class T>
@@ -33,8 +50,8 @@ int read_config(const T* given, T* out, const char* name, engine_error* error) {
     }
     if (given->size > sizeof *out) {
         return base::fail(error, ENGINE_ERROR_UNSUPPORTED, EINVAL, {.field = "size"},
-                          "%s is %u bytes: the caller was built for a newer engine (%zu bytes here)", name, given->size,
-                          sizeof *out);
+                          "%s is %u bytes: the caller was built for a newer engine (%zu bytes here)", name,
+                          given->size, sizeof *out);
     }
     memcpy(out, given, given->size);
     return 0;
@@ -58,10 +75,11 @@ int guarded(engine_error* error, const char* operation, F&& f) noexcept {
     try {
         return f();
     } catch (const std::bad_alloc&) {
-        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = operation}, "%s: out of memory", operation);
+        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = operation}, "%s: out of memory",
+                          operation);
     } catch (const std::system_error& problem) {
-        return base::fail(error, ENGINE_ERROR_LIMIT, problem.code().value(), {.operation = operation}, "%s: %s",
-                          operation, problem.what());
+        return base::fail(error, ENGINE_ERROR_LIMIT, problem.code().value(), {.operation = operation},
+                          "%s: %s", operation, problem.what());
     }
 }
 

@@ -8,14 +8,23 @@ using namespace engine::api;
 
 namespace {
 
-virtio::Disk* unwrap(engine_disk_t* handle) { return reinterpret_cast<virtio::Disk*>(handle); }
-virtio::BlkQueue* unwrap(engine_queue_t* handle) { return reinterpret_cast<virtio::BlkQueue*>(handle); }
-workload::Generator* unwrap(engine_workload_t* handle) { return reinterpret_cast<workload::Generator*>(handle); }
-Instance& engine_of(virtio::Disk& disk) { return *disk.node().control->engine; }
+virtio::Disk* unwrap(engine_disk_t* handle) {
+    return reinterpret_cast<virtio::Disk*>(handle);
+}
+virtio::BlkQueue* unwrap(engine_queue_t* handle) {
+    return reinterpret_cast<virtio::BlkQueue*>(handle);
+}
+workload::Generator* unwrap(engine_workload_t* handle) {
+    return reinterpret_cast<workload::Generator*>(handle);
+}
+Instance& engine_of(virtio::Disk& disk) {
+    return *disk.node().control->engine;
+}
 
 }  // namespace
 
-int engine_disk_create(engine_node_t* node, const engine_disk_config* given, engine_disk_t** out, engine_error* error) {
+int engine_disk_create(engine_node_t* node, const engine_disk_config* given, engine_disk_t** out,
+                       engine_error* error) {
     return guarded(error, "make disk", [&] {
         engine_disk_config config;
         std::unique_ptr<virtio::Disk> disk;
@@ -52,12 +61,13 @@ int engine_queue_get_stats(engine_queue_t* handle, engine_queue_stats* out) {
 namespace {
 
 // One request by a driver of its own, which lives as long as the call.
-int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const void* out, uint64_t offset, uint64_t bytes,
-                uint32_t flags, engine_error* error) {
+int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const void* out, uint64_t offset,
+                uint64_t bytes, uint32_t flags, engine_error* error) {
     virtio::BlkQueue& queue = *unwrap(handle);
     int result = engine_of(queue.disk()).check(error, "queue request");
     if (result != 0) return result;
-    base::Where where{.node = queue.disk().node().control->name.c_str(), .operation = "queue request", .offset = offset};
+    base::Where where{
+        .node = queue.disk().node().control->name.c_str(), .operation = "queue request", .offset = offset};
     aio::Signal called;
     virtio::BlkDriver driver;
     virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::Signal*>(opaque)->set(); }, &called};
@@ -84,7 +94,8 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
     driver.detach();
     if (status != virtio::blk_ok) {
         bool unsupported = status == virtio::blk_unsupported;
-        return base::fail(error, unsupported ? ENGINE_ERROR_UNSUPPORTED : ENGINE_ERROR_OS, unsupported ? ENOTSUP : EIO, where,
+        return base::fail(error, unsupported ? ENGINE_ERROR_UNSUPPORTED : ENGINE_ERROR_OS,
+                          unsupported ? ENOTSUP : EIO, where,
                           "the device answered %s to request type %u, %lu bytes at offset %lu",
                           unsupported ? "UNSUPP" : "IOERR", static_cast<unsigned>(type), bytes, offset);
     }
@@ -92,16 +103,19 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
     return 0;
 }
 
-int check_request(uint32_t op, const void* data, uint64_t offset, uint64_t bytes, uint32_t flags, engine_error* error) {
+int check_request(uint32_t op, const void* data, uint64_t offset, uint64_t bytes, uint32_t flags,
+                  engine_error* error) {
     base::Where where{.operation = "queue request", .field = "bytes", .offset = offset};
     constexpr uint64_t most = uint64_t{1} << 30;
     if (offset % virtio::sector_bytes != 0 || bytes % virtio::sector_bytes != 0 || bytes > most) {
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
-                          "%lu bytes at offset %lu: a queue takes multiples of 512 bytes, at most 1 GiB", bytes, offset);
+                          "%lu bytes at offset %lu: a queue takes multiples of 512 bytes, at most 1 GiB",
+                          bytes, offset);
     }
     if ((op == ENGINE_OP_READ || op == ENGINE_OP_WRITE) && data == nullptr && bytes != 0) {
         where.field = "data";
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "%lu bytes to transfer, and no buffer", bytes);
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "%lu bytes to transfer, and no buffer",
+                          bytes);
     }
     where.field = "flags";
     if ((flags & ~uint32_t{ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK}) != 0) {
@@ -114,27 +128,31 @@ int check_request(uint32_t op, const void* data, uint64_t offset, uint64_t bytes
     return 0;
 }
 
-int send_request(engine_queue_t* queue, uint32_t op, void* data, uint64_t offset, uint64_t bytes, uint32_t flags,
-                 engine_error* error) {
+int send_request(engine_queue_t* queue, uint32_t op, void* data, uint64_t offset, uint64_t bytes,
+                 uint32_t flags, engine_error* error) {
     switch (op) {
-        case ENGINE_OP_READ: return one_request(queue, virtio::blk_in, data, nullptr, offset, bytes, 0, error);
-        case ENGINE_OP_WRITE: return one_request(queue, virtio::blk_out, nullptr, data, offset, bytes, 0, error);
-        case ENGINE_OP_FLUSH: return one_request(queue, virtio::blk_flush, nullptr, nullptr, 0, 0, 0, error);
+        case ENGINE_OP_READ:
+            return one_request(queue, virtio::blk_in, data, nullptr, offset, bytes, 0, error);
+        case ENGINE_OP_WRITE:
+            return one_request(queue, virtio::blk_out, nullptr, data, offset, bytes, 0, error);
+        case ENGINE_OP_FLUSH:
+            return one_request(queue, virtio::blk_flush, nullptr, nullptr, 0, 0, 0, error);
         case ENGINE_OP_DISCARD:
             return one_request(queue, virtio::blk_discard, nullptr, nullptr, offset, bytes, 0, error);
         case ENGINE_OP_WRITE_ZEROES:
             return one_request(queue, virtio::blk_write_zeroes, nullptr, nullptr, offset, bytes,
                                (flags & ENGINE_MAY_UNMAP) != 0 ? virtio::blk_range_unmap : 0, error);
         default:
-            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "queue request", .field = "op"},
+            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL,
+                              {.operation = "queue request", .field = "op"},
                               "operation %u does not exist on a queue", op);
     }
 }
 
 }  // namespace
 
-int engine_queue_io(engine_queue_t* queue, uint32_t op, void* data, uint64_t offset, uint64_t bytes, uint32_t flags,
-                    engine_error* error) {
+int engine_queue_io(engine_queue_t* queue, uint32_t op, void* data, uint64_t offset, uint64_t bytes,
+                    uint32_t flags, engine_error* error) {
     return guarded(error, "queue request", [&] {
         int result = check_request(op, data, offset, bytes, flags, error);
         if (result == 0) result = send_request(queue, op, data, offset, bytes, flags, error);
@@ -158,13 +176,16 @@ int check_workload(const engine_workload_config& config, engine_error* error) {
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "workload", .field = field},
                           "workload: %s = %lu: %s", field, value, text);
     };
-    if ((config.user == nullptr) == (config.queue == nullptr)) return invalid("user", "give either a user or a queue", 0);
-    if (config.iodepth == 0 || config.iodepth > 65536) return invalid("iodepth", "1 to 65536", config.iodepth);
+    if ((config.user == nullptr) == (config.queue == nullptr))
+        return invalid("user", "give either a user or a queue", 0);
+    if (config.iodepth == 0 || config.iodepth > 65536)
+        return invalid("iodepth", "1 to 65536", config.iodepth);
     uint32_t unit = config.queue != nullptr ? 512 : 1;
     bool verify = (config.flags & ENGINE_WORKLOAD_VERIFY) != 0;
     if (verify) unit = 512;
     if (config.block_size == 0 || config.block_size % unit != 0 || config.block_size > (1u << 30)) {
-        return invalid("block_size", "1 byte to 1 GiB; multiples of 512 on a queue or with verify", config.block_size);
+        return invalid("block_size", "1 byte to 1 GiB; multiples of 512 on a queue or with verify",
+                       config.block_size);
     }
     if (config.read_percent > 100) return invalid("read_percent", "0 to 100", config.read_percent);
     if (config.pattern > ENGINE_RANDOM) return invalid("pattern", "sequential or random", config.pattern);
@@ -185,7 +206,8 @@ int engine_workload_create(engine_t* handle, const engine_workload_config* given
         if (result == 0) result = read_config(given, &config, "engine_workload_config", error);
         if (result == 0) result = check_workload(config, error);
         if (result != 0) return result;
-        if (config.context == nullptr && config.queue != nullptr) config.context = wrap(&unwrap(config.queue)->context());
+        if (config.context == nullptr && config.queue != nullptr)
+            config.context = wrap(&unwrap(config.queue)->context());
         result = workload::Generator::create(engine, config, &generator, error);
         if (result == 0) *out = reinterpret_cast<engine_workload_t*>(generator.release());
         return result;

@@ -5,8 +5,9 @@ namespace engine::base {
 [[noreturn, gnu::cold]] void check_failed(const char* expression, const char* file, int line) noexcept;
 }
 
-#define ENGINE_CHECK(expression) \
-    (__builtin_expect(!!(expression), 1) ? (void)0 : ::engine::base::check_failed(#expression, __FILE__, __LINE__))
+#define ENGINE_CHECK(expression)                   \
+    (__builtin_expect(!!(expression), 1) ? (void)0 \
+                                         : ::engine::base::check_failed(#expression, __FILE__, __LINE__))
 #ifdef NDEBUG
 #define ENGINE_ASSERT(expression) ((void)sizeof(!(expression)))
 #else

@@ -28,7 +28,8 @@ bool kernel_trusts_tsc() {
     char text[32] = {};
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
-    // kvm-clock is derived from the counter; whether it is in step is then said by constant_tsc + nonstop_tsc.
+    // kvm-clock is derived from the counter; whether it is in step is then said by constant_tsc +
+    // nonstop_tsc.
     return n > 0 && (strncmp(text, "tsc", 3) == 0 || strncmp(text, "kvm-clock", 9) == 0);
 }
 

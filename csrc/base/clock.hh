@@ -27,7 +27,8 @@ inline uint64_t now_ns() noexcept {
 #if defined(__x86_64__)
     if (__builtin_expect(scale.tsc, 1)) {
         uint64_t ticks = __rdtsc() - scale.base_ticks;
-        return scale.base_ns + static_cast<uint64_t>((static_cast<unsigned __int128>(ticks) * scale.mult) >> 32);
+        return scale.base_ns +
+               static_cast<uint64_t>((static_cast<unsigned __int128>(ticks) * scale.mult) >> 32);
     }
 #endif
     return monotonic_ns();

@@ -1,11 +1,11 @@
 // Filling the one error object. No state: any thread.
 #include "base/error.hh"
 
-#include "base/assert.hh"
-
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include "base/assert.hh"
 
 namespace engine::base {
 
@@ -37,7 +37,8 @@ void fill(engine_error* error, engine_error_kind kind, int errnum, const Where& 
 }
 }  // namespace
 
-int fail(engine_error* error, engine_error_kind kind, int errnum, const Where& where, const char* format, ...) {
+int fail(engine_error* error, engine_error_kind kind, int errnum, const Where& where, const char* format,
+         ...) {
     if (error == nullptr) return -errnum;
     fill(error, kind, errnum, where);
     va_list args;

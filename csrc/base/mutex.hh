@@ -1,5 +1,5 @@
-// A short mutex with a profile: acquisitions and contended ones are counted always, histograms of wait and hold
-// when profiling is on. The figures are written under the mutex itself and may be read by any thread.
+// A short mutex with a profile: acquisitions and contended ones are counted always, histograms of wait and
+// hold when profiling is on. The figures are written under the mutex itself and may be read by any thread.
 #pragma once
 
 #include <memory>

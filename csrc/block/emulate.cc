@@ -36,7 +36,9 @@ struct SubRequest : Request {
     }
 };
 
-bool native(const Channel& channel, Op op) noexcept { return (channel.node->native_ops & bit(op)) != 0; }
+bool native(const Channel& channel, Op op) noexcept {
+    return (channel.node->native_ops & bit(op)) != 0;
+}
 
 Task<int64_t> flush(Channel& channel, const Request& origin) {
     if (channel.node->no_flush || !native(channel, Op::flush)) co_return 0;
@@ -130,7 +132,8 @@ void emulate(Channel& channel, Request* request) noexcept {
         base::Owner<Emulation> self(static_cast<Emulation*>(callback));
         finish(self->request, result);
     };
-    coro::start(channel.executor(), run(channel, *request), static_cast<coro::Callback<int64_t>*>(emulation.release()));
+    coro::start(channel.executor(), run(channel, *request),
+                static_cast<coro::Callback<int64_t>*>(emulation.release()));
 }
 
 }  // namespace engine::block

@@ -1,5 +1,5 @@
-// Opening and closing nodes; making channels. Control plane: foreign threads, serialised by Instance::control for
-// the registry alone, so that a slow open holds up nobody else.
+// Opening and closing nodes; making channels. Control plane: foreign threads, serialised by Instance::control
+// for the registry alone, so that a slow open holds up nobody else.
 #include "block/graph.hh"
 
 #include <sys/mman.h>
@@ -15,16 +15,18 @@ namespace engine {
 
 int Instance::check(engine_error* error, const char* operation, bool blocks) const {
     if (getpid() != pid) {
-        return base::fail(error, ENGINE_ERROR_CLOSED, EBADF, {.operation = operation},
-                          "this engine belongs to process %d and cannot be used after fork(): make a new one in the "
-                          "child",
-                          pid);
+        return base::fail(
+            error, ENGINE_ERROR_CLOSED, EBADF, {.operation = operation},
+            "this engine belongs to process %d and cannot be used after fork(): make a new one in the "
+            "child",
+            pid);
     }
     const aio::AioContext* current = aio::AioContext::current();
     if (blocks && current != nullptr) {
-        return base::fail(error, ENGINE_ERROR_INVALID, EDEADLK, {.operation = operation},
-                          "%s would block context %s, on whose own thread it was called: call it from another thread",
-                          operation, current->name().c_str());
+        return base::fail(
+            error, ENGINE_ERROR_INVALID, EDEADLK, {.operation = operation},
+            "%s would block context %s, on whose own thread it was called: call it from another thread",
+            operation, current->name().c_str());
     }
     return 0;
 }
@@ -86,8 +88,8 @@ int find_named(Instance& engine, const std::string& name, Node** out, const char
     *out = find_node(engine, name);
     if (*out != nullptr) return 0;
     return base::fail(error, ENGINE_ERROR_INVALID, ENOENT, {.operation = "open", .field = role},
-                      "option '%s': there is no node '%s'; for a file write %s.driver=file,%s.filename=…", role,
-                      name.c_str(), role, role);
+                      "option '%s': there is no node '%s'; for a file write %s.driver=file,%s.filename=…",
+                      role, name.c_str(), role, role);
 }
 
 void close_children(NodeControl& control) {
@@ -99,16 +101,18 @@ void close_children(NodeControl& control) {
 }
 
 int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag, engine_error* error) {
-    std::string user_name = "node " + node.control->name;  // first: once the child is there nothing may fail unseen
+    std::string user_name =
+        "node " + node.control->name;  // first: once the child is there nothing may fail unseen
     OptionBag nested = bag->take(def.role);
     const std::string* reference = bag->find(def.role);
     Child child{.role = def.role, .node = nullptr, .user = nullptr, .owned = false};
     int result = 0;
     if (reference != nullptr) {
         if (!nested.all().empty()) {
-            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = def.role},
-                              "option '%s' names node '%s', and '%s.%s' describes a new one: give one of the two",
-                              def.role, reference->c_str(), def.role, nested.all().begin()->first.c_str());
+            return base::fail(
+                error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = def.role},
+                "option '%s' names node '%s', and '%s.%s' describes a new one: give one of the two", def.role,
+                reference->c_str(), def.role, nested.all().begin()->first.c_str());
         }
         result = find_named(engine, *reference, &child.node, def.role, error);
         bag->erase(def.role);
@@ -126,8 +130,9 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
     }
     if (result != 0) return result;
     node.control->children.push_back(std::move(child));  // there is room, see set_up
-    return create_user(child.node, user_name.c_str(), node.read_only ? child_read_permissions : child_permissions,
-                       child_shared, &node.control->children.back().user, error);
+    return create_user(child.node, user_name.c_str(),
+                       node.read_only ? child_read_permissions : child_permissions, child_shared,
+                       &node.control->children.back().user, error);
 }
 
 int name_node(Instance& engine, Node& node, const OptionBag& bag, engine_error* error) {
@@ -136,12 +141,13 @@ int name_node(Instance& engine, Node& node, const OptionBag& bag, engine_error* 
     std::lock_guard guard(engine.control);
     std::string name = wanted != nullptr ? *wanted : "#block" + std::to_string(engine.next_name++);
     if (name.empty() || name.size() > 63) {
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "node name '%s': 1 to 63 bytes are allowed",
-                          name.c_str());
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
+                          "node name '%s': 1 to 63 bytes are allowed", name.c_str());
     }
     for (const Node* other : engine.nodes) {
         if (other->control->name == name) {
-            return base::fail(error, ENGINE_ERROR_CONFLICT, EEXIST, where, "there is a node '%s' already", name.c_str());
+            return base::fail(error, ENGINE_ERROR_CONFLICT, EEXIST, where, "there is a node '%s' already",
+                              name.c_str());
         }
     }
     node.control->name = std::move(name);
@@ -156,7 +162,8 @@ void forget_node(Instance& engine, Node& node) {
 
 int set_up(Instance& engine, Node& node, OptionBag& bag, engine_error* error) {
     const std::string* read_only = bag.find("read-only");
-    node.read_only = read_only != nullptr && (*read_only == "on" || *read_only == "true" || *read_only == "yes" || *read_only == "1");
+    node.read_only = read_only != nullptr &&
+                     (*read_only == "on" || *read_only == "true" || *read_only == "yes" || *read_only == "1");
     node.control->children.reserve(node.driver->children.size());
     for (const ChildDef& def : node.driver->children) {
         int result = open_child(engine, node, def, &bag, error);
@@ -307,8 +314,9 @@ int close_node(Node* node, engine_error* error) {
         if (!control.users.empty()) {
             std::string names;
             for (const User* user : control.users) names += (names.empty() ? "'" : ", '") + user->name + "'";
-            return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, {.node = control.name.c_str(), .operation = "close"},
-                              "node %s is in use by %s: close them first", control.name.c_str(), names.c_str());
+            return base::fail(
+                error, ENGINE_ERROR_CONFLICT, EBUSY, {.node = control.name.c_str(), .operation = "close"},
+                "node %s is in use by %s: close them first", control.name.c_str(), names.c_str());
         }
     }
     drop_channels_of(node, nullptr);
@@ -342,9 +350,10 @@ int open_port(User* user, aio::AioContext* context, Port* out, engine_error* err
         });
         if (result == 0) result = made;
         if (result != 0) {
-            return base::fail_os(error, -result, {.node = user->node->control->name.c_str(), .operation = "attach"},
-                                 "node %s: cannot make a channel on context %s", user->node->control->name.c_str(),
-                                 context->name().c_str());
+            return base::fail_os(error, -result,
+                                 {.node = user->node->control->name.c_str(), .operation = "attach"},
+                                 "node %s: cannot make a channel on context %s",
+                                 user->node->control->name.c_str(), context->name().c_str());
         }
     }
     *out = {channel, user, user->allowed_ops};

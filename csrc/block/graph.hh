@@ -1,5 +1,5 @@
-// The control plane of the graph: opening and closing nodes, users and permissions, channels. Foreign threads only,
-// but for what says otherwise.
+// The control plane of the graph: opening and closing nodes, users and permissions, channels. Foreign threads
+// only, but for what says otherwise.
 #pragma once
 
 #include <engine/block.h>
@@ -21,11 +21,12 @@ struct Instance {
     base::Mutex turn_mutex;  // global mode
     std::mutex control;
     std::vector<std::unique_ptr<aio::AioContext>> contexts;  // contexts[0] is main
-    std::vector<std::unique_ptr<aio::AioContext>> retired;   // stopped; kept for those who may still send to them
+    std::vector<std::unique_ptr<aio::AioContext>>
+        retired;  // stopped; kept for those who may still send to them
     std::vector<block::Node*> nodes;
     uint64_t next_name = 0;
-    // Held while a closing context drops its channels, and passed through by who is about to free a node that is no
-    // longer in `nodes`. Before `control`.
+    // Held while a closing context drops its channels, and passed through by who is about to free a node that
+    // is no longer in `nodes`. Before `control`.
     std::mutex dropping;
 
     aio::AioContext* main() noexcept { return contexts[0].get(); }

@@ -1,9 +1,11 @@
 // Block nodes, their channels, and drivers.
 //
-// Node: what every context reads on the request path. It and the driver's state lie on pages of their own, and
-//   nothing there is written once the node is open (resize alone stores `bytes`): tests make the pages read-only
-//   under load. What changes is in NodeControl, which the request path never touches.
-// Channel: the pair node x context. Written by its context alone; holds its children's channels in that context.
+// Node: what every context reads on the request path. It and the driver's state lie on pages of their own,
+// and
+//   nothing there is written once the node is open (resize alone stores `bytes`): tests make the pages
+//   read-only under load. What changes is in NodeControl, which the request path never touches.
+// Channel: the pair node x context. Written by its context alone; holds its children's channels in that
+// context.
 #pragma once
 
 #include <engine/block.h>
@@ -56,7 +58,8 @@ struct Driver {
     // Home thread of the channel's context. May be null.
     int (*open_channel)(Channel& channel);
     void (*close_channel)(Channel& channel);
-    // Home thread. The request has been checked against the node's limits; ends with finish(), not from in here.
+    // Home thread. The request has been checked against the node's limits; ends with finish(), not from in
+    // here.
     void (*submit)(Channel& channel, Request* request);
 };
 
@@ -65,15 +68,15 @@ class Node {
     // --- constant while the node is open
     const Driver* driver = nullptr;
     NodeControl* control = nullptr;
-    uint32_t request_alignment = 1;  // bytes, a power of two
-    uint32_t memory_alignment = 1;   // bytes, a power of two
+    uint32_t request_alignment = 1;      // bytes, a power of two
+    uint32_t memory_alignment = 1;       // bytes, a power of two
     uint64_t max_transfer = UINT64_MAX;  // bytes a read or write; UINT64_MAX: no limit
-    uint32_t native_ops = 0;         // bit(Op): what the driver does itself
-    uint8_t native_write_flags = 0;  // engine_request_flags that its write, write_zeroes honour
+    uint32_t native_ops = 0;             // bit(Op): what the driver does itself
+    uint8_t native_write_flags = 0;      // engine_request_flags that its write, write_zeroes honour
     bool read_only = false;
-    bool holes = false;              // block_status tells data from holes
-    bool no_flush = false;           // cache.no-flush: a flush does nothing
-    bool ignore_discard = true;      // discard=ignore
+    bool holes = false;          // block_status tells data from holes
+    bool no_flush = false;       // cache.no-flush: a flush does nothing
+    bool ignore_discard = true;  // discard=ignore
     // --- stored by resize, loaded by every request
     base::Atomic<uint64_t> bytes{0};
 
@@ -133,7 +136,7 @@ class User {
     std::string name;
     uint32_t permissions;
     uint32_t shared;
-    uint32_t allowed_ops;  // bit(Op), from the permissions
+    uint32_t allowed_ops;                  // bit(Op), from the permissions
     base::Atomic<uint32_t> references{0};  // workloads, disks, calls under way
 };
 

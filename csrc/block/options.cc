@@ -13,13 +13,20 @@ using base::fail;
 
 const char* option_type_name(OptionType type) noexcept {
     switch (type) {
-        case OptionType::string: return "string";
-        case OptionType::boolean: return "bool";
-        case OptionType::integer: return "int";
-        case OptionType::size: return "size";
-        case OptionType::enumeration: return "enum";
-        case OptionType::time: return "time";
-        case OptionType::node: return "node";
+        case OptionType::string:
+            return "string";
+        case OptionType::boolean:
+            return "bool";
+        case OptionType::integer:
+            return "int";
+        case OptionType::size:
+            return "size";
+        case OptionType::enumeration:
+            return "enum";
+        case OptionType::time:
+            return "time";
+        case OptionType::node:
+            return "node";
     }
     return "?";
 }
@@ -27,9 +34,12 @@ const char* option_type_name(OptionType type) noexcept {
 std::span<const OptionDef> common_options() noexcept {
     static const OptionDef options[] = {
         {"driver", OptionType::string, nullptr, nullptr, "which driver opens this node", true},
-        {"node-name", OptionType::string, nullptr, nullptr, "name of the node, unique in the engine, at most 63 bytes"},
-        {"read-only", OptionType::boolean, "off", nullptr, "refuse writes, and open what is below without write access"},
-        {"cache.no-flush", OptionType::boolean, "off", nullptr, "a flush does nothing: fast, and lost with the host"},
+        {"node-name", OptionType::string, nullptr, nullptr,
+         "name of the node, unique in the engine, at most 63 bytes"},
+        {"read-only", OptionType::boolean, "off", nullptr,
+         "refuse writes, and open what is below without write access"},
+        {"cache.no-flush", OptionType::boolean, "off", nullptr,
+         "a flush does nothing: fast, and lost with the host"},
         {"discard", OptionType::enumeration, "ignore", "ignore|unmap", "what a discard does"},
     };
     return options;
@@ -38,7 +48,8 @@ std::span<const OptionDef> common_options() noexcept {
 namespace {
 
 // A number, and what follows it.
-bool leading_number(std::string_view text, double* fraction, uint64_t* whole, std::string_view* rest, bool* exact) {
+bool leading_number(std::string_view text, double* fraction, uint64_t* whole, std::string_view* rest,
+                    bool* exact) {
     auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), *whole);
     if (problem != std::errc()) return false;
     *exact = true;
@@ -106,7 +117,8 @@ bool parse_time_ns(std::string_view text, uint64_t* ns) noexcept {
 int OptionBag::fill(const engine_option* options, size_t count, engine_error* error) {
     for (size_t i = 0; i < count; i++) {
         if (options[i].key == nullptr || options[i].value == nullptr || options[i].key[0] == '\0') {
-            return fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open"}, "option %zu has no key or value", i);
+            return fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open"},
+                        "option %zu has no key or value", i);
         }
         if (!values_.emplace(options[i].key, options[i].value).second) {
             return fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = options[i].key},
@@ -179,15 +191,17 @@ bool in_range(const char* values, uint64_t number) {
 int Options::check(const OptionDef& def, const std::string& value, const char* driver, engine_error* error) {
     base::Where where{.operation = "open", .field = def.key};
     auto refuse = [&](const char* wanted) {
-        return fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "driver %s: option '%s' = '%s' is not %s%s%s%s", driver,
-                    def.key, value.c_str(), wanted, def.values != nullptr ? " (" : "",
-                    def.values != nullptr ? def.values : "", def.values != nullptr ? ")" : "");
+        return fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
+                    "driver %s: option '%s' = '%s' is not %s%s%s%s", driver, def.key, value.c_str(), wanted,
+                    def.values != nullptr ? " (" : "", def.values != nullptr ? def.values : "",
+                    def.values != nullptr ? ")" : "");
     };
     uint64_t number = 0;
     std::string stored = value;
     switch (def.type) {
         case OptionType::string:
-        case OptionType::node: break;
+        case OptionType::node:
+            break;
         case OptionType::boolean:
             if (value == "true" || value == "yes" || value == "1") stored = "on";
             if (value == "false" || value == "no" || value == "0") stored = "off";
@@ -198,7 +212,8 @@ int Options::check(const OptionDef& def, const std::string& value, const char* d
             break;
         case OptionType::integer:
         case OptionType::size:
-            if (!parse_size(value, &number)) return refuse(def.type == OptionType::size ? "a size such as 64k" : "a number");
+            if (!parse_size(value, &number))
+                return refuse(def.type == OptionType::size ? "a size such as 64k" : "a number");
             if (!in_range(def.values, number)) return refuse("within its range");
             break;
         case OptionType::time:
@@ -211,13 +226,15 @@ int Options::check(const OptionDef& def, const std::string& value, const char* d
     return 0;
 }
 
-int Options::parse(const OptionBag& bag, const char* driver, std::span<const OptionDef> table, engine_error* error) {
+int Options::parse(const OptionBag& bag, const char* driver, std::span<const OptionDef> table,
+                   engine_error* error) {
     for (const auto& [key, value] : bag.all()) {
         const OptionDef* def = find_def(table, key);
         if (def == nullptr) def = find_def(common_options(), key);
         if (def == nullptr) {
             return fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = key.c_str()},
-                        "driver %s has no option '%s'; it knows: %s", driver, key.c_str(), known_keys(table).c_str());
+                        "driver %s has no option '%s'; it knows: %s", driver, key.c_str(),
+                        known_keys(table).c_str());
         }
         int result = check(*def, value, driver, error);
         if (result != 0) return result;
@@ -239,7 +256,9 @@ int Options::parse(const OptionBag& bag, const char* driver, std::span<const Opt
     return result != 0 ? result : complete(common_options());
 }
 
-bool Options::has(const char* key) const { return texts_.contains(key); }
+bool Options::has(const char* key) const {
+    return texts_.contains(key);
+}
 
 const std::string& Options::text(const char* key) const {
     static const std::string none;

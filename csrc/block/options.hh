@@ -1,5 +1,5 @@
-// Options of block nodes. The driver's table is their one source: key, type, default, range, text. A parsed set is
-// immutable. Control plane only.
+// Options of block nodes. The driver's table is their one source: key, type, default, range, text. A parsed
+// set is immutable. Control plane only.
 #pragma once
 
 #include <engine/block.h>
@@ -52,7 +52,8 @@ class OptionBag {
 class Options {
   public:
     // Errors name the key, the driver and what would be right.
-    int parse(const OptionBag& bag, const char* driver, std::span<const OptionDef> table, engine_error* error);
+    int parse(const OptionBag& bag, const char* driver, std::span<const OptionDef> table,
+              engine_error* error);
 
     bool has(const char* key) const;  // given, or with a default
     const std::string& text(const char* key) const;

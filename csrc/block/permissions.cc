@@ -29,7 +29,8 @@ namespace {
 uint32_t ops_of(uint32_t permissions) {
     uint32_t ops = bit(Op::flush);
     if ((permissions & ENGINE_PERM_CONSISTENT_READ) != 0) ops |= bit(Op::read) | bit(Op::block_status);
-    if ((permissions & ENGINE_PERM_WRITE) != 0) ops |= bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes);
+    if ((permissions & ENGINE_PERM_WRITE) != 0)
+        ops |= bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes);
     if ((permissions & ENGINE_PERM_RESIZE) != 0) ops |= bit(Op::resize);
     return ops;
 }
@@ -49,13 +50,14 @@ int create_user(Node* node, const char* name, uint32_t permissions, uint32_t sha
     NodeControl& control = *node->control;
     base::Where where{.node = control.name.c_str(), .operation = "attach", .field = "permissions"};
     if ((permissions & ~uint32_t{ENGINE_PERM_ALL}) != 0 || (shared & ~uint32_t{ENGINE_PERM_ALL}) != 0) {
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where, "permissions 0x%x, shared 0x%x: unknown bits",
-                          permissions, shared);
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
+                          "permissions 0x%x, shared 0x%x: unknown bits", permissions, shared);
     }
     constexpr uint32_t changes = ENGINE_PERM_WRITE | ENGINE_PERM_RESIZE;
     if (node->read_only && (permissions & changes) != 0) {
-        return base::fail(error, ENGINE_ERROR_REFUSED, EROFS, where, "node %s is read-only: user '%s' cannot have %s",
-                          control.name.c_str(), name, permission_names(permissions & changes).c_str());
+        return base::fail(error, ENGINE_ERROR_REFUSED, EROFS, where,
+                          "node %s is read-only: user '%s' cannot have %s", control.name.c_str(), name,
+                          permission_names(permissions & changes).c_str());
     }
     auto user = std::make_unique<User>();
     user->node = node;
@@ -80,7 +82,8 @@ int create_user(Node* node, const char* name, uint32_t permissions, uint32_t sha
 int close_user(User* user, engine_error* error) {
     NodeControl& control = *user->node->control;
     if (uint32_t references = user->references.load_acquire(); references != 0) {
-        return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, {.node = control.name.c_str(), .operation = "detach"},
+        return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY,
+                          {.node = control.name.c_str(), .operation = "detach"},
                           "user '%s' of node %s is in use by %u workloads, disks or calls: close them first",
                           user->name.c_str(), control.name.c_str(), references);
     }

@@ -12,7 +12,9 @@ namespace {
 const Driver* const table[] = {&file_driver, &null_driver, &raw_driver};
 }
 
-std::span<const Driver* const> drivers() noexcept { return table; }
+std::span<const Driver* const> drivers() noexcept {
+    return table;
+}
 
 const Driver* find_driver(std::string_view name) noexcept {
     if (name == "null-co" || name == "null-aio") name = "null";  // as QEMU names it
@@ -27,7 +29,9 @@ const Driver* find_driver(std::string_view name) noexcept {
 using engine::block::common_options;
 using engine::block::drivers;
 
-uint32_t engine_driver_count(void) { return static_cast<uint32_t>(drivers().size()); }
+uint32_t engine_driver_count(void) {
+    return static_cast<uint32_t>(drivers().size());
+}
 
 int engine_driver_get(uint32_t index, engine_driver_info* info) {
     if (index >= drivers().size()) return -ENOENT;

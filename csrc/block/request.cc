@@ -13,13 +13,20 @@ namespace engine::block {
 
 const char* op_name(Op op) noexcept {
     switch (op) {
-        case Op::read: return "read";
-        case Op::write: return "write";
-        case Op::flush: return "flush";
-        case Op::discard: return "discard";
-        case Op::write_zeroes: return "write-zeroes";
-        case Op::resize: return "resize";
-        case Op::block_status: return "block-status";
+        case Op::read:
+            return "read";
+        case Op::write:
+            return "write";
+        case Op::flush:
+            return "flush";
+        case Op::discard:
+            return "discard";
+        case Op::write_zeroes:
+            return "write-zeroes";
+        case Op::resize:
+            return "resize";
+        case Op::block_status:
+            return "block-status";
     }
     return "?";
 }
@@ -64,7 +71,8 @@ bool plain(const Node& node, const Request& request) noexcept {
     uint64_t bytes = node.bytes.load_relaxed();
     return request.length <= bytes && request.offset <= bytes - request.length &&
            ((request.offset | request.length) & (node.request_alignment - 1)) == 0 &&
-           (request.flags & ~node.native_write_flags) == 0 && node.memory_alignment == 1 && request.length <= node.max_transfer;
+           (request.flags & ~node.native_write_flags) == 0 && node.memory_alignment == 1 &&
+           request.length <= node.max_transfer;
 }
 
 bool memory_aligned(const Node& node, const Request& request) noexcept {
@@ -88,7 +96,8 @@ bool refused(const Node& node, Request* request) noexcept {
     } else if (request->op != Op::block_status &&
                ((request->offset | request->length) & (node.request_alignment - 1)) != 0) {
         fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
-                   "node %s: %s of %lu bytes at offset %lu: both must be multiples of %u bytes here (cache.direct=off "
+                   "node %s: %s of %lu bytes at offset %lu: both must be multiples of %u bytes here "
+                   "(cache.direct=off "
                    "lifts that)",
                    name, op_name(request->op), request->length, request->offset, node.request_alignment);
     } else if (data && node.memory_alignment > 1 && !memory_aligned(node, *request)) {
@@ -97,8 +106,8 @@ bool refused(const Node& node, Request* request) noexcept {
                    "(engine.Buffer is; cache.direct=off lifts that)",
                    name, op_name(request->op), request->offset, node.memory_alignment);
     } else if (data && request->length > node.max_transfer) {
-        fail_later(request, ENGINE_ERROR_LIMIT, EINVAL, "node %s: %s of %lu bytes: at most %lu at a time", name,
-                   op_name(request->op), request->length, node.max_transfer);
+        fail_later(request, ENGINE_ERROR_LIMIT, EINVAL, "node %s: %s of %lu bytes: at most %lu at a time",
+                   name, op_name(request->op), request->length, node.max_transfer);
     } else {
         return false;
     }
@@ -113,11 +122,12 @@ bool writes(Op op) noexcept {
     const Node& node = *channel.node;
     if (refused(node, request)) return;
     if (node.read_only && writes(request->op)) {
-        fail_later(request, ENGINE_ERROR_REFUSED, EROFS, "node %s is read-only: %s refused", node.control->name.c_str(),
-                   op_name(request->op));
+        fail_later(request, ENGINE_ERROR_REFUSED, EROFS, "node %s is read-only: %s refused",
+                   node.control->name.c_str(), op_name(request->op));
         return;
     }
-    bool nothing = (request->op == Op::flush && node.no_flush) || (request->op == Op::discard && node.ignore_discard) ||
+    bool nothing = (request->op == Op::flush && node.no_flush) ||
+                   (request->op == Op::discard && node.ignore_discard) ||
                    (request->length == 0 && request->op != Op::flush && request->op != Op::resize);
     if (nothing) {
         finish_later(request, 0);

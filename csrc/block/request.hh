@@ -1,5 +1,5 @@
-// A request: intrusive, owned by whoever submits it, untouched by it until `complete` is called. It lives on one
-// context from submission to completion. Submitting never allocates.
+// A request: intrusive, owned by whoever submits it, untouched by it until `complete` is called. It lives on
+// one context from submission to completion. Submitting never allocates.
 #pragma once
 
 #include <engine/block.h>
@@ -24,7 +24,9 @@ enum class Op : uint8_t {
 };
 constexpr unsigned op_count = ENGINE_OP_COUNT;
 const char* op_name(Op op) noexcept;
-constexpr uint32_t bit(Op op) noexcept { return 1u << static_cast<unsigned>(op); }
+constexpr uint32_t bit(Op op) noexcept {
+    return 1u << static_cast<unsigned>(op);
+}
 
 // Where a driver of this request keeps what it needs: the first line is hot, the rest for real I/O.
 struct Request : aio::Message {
@@ -40,7 +42,7 @@ struct Request : aio::Message {
     Channel* channel = nullptr;  // the one that it was submitted to
     uint64_t id = 0;
     Trace* trace = nullptr;
-    int64_t result = 0;  // 0, or block_status: extents filled; -errno
+    int64_t result = 0;             // 0, or block_status: extents filled; -errno
     engine_error* error = nullptr;  // optional: filled by the layer that fails it
     // --- block_status: where the answer goes
     engine_extent* extents = nullptr;

@@ -106,10 +106,12 @@ int lock_file(int fd, const char* filename, bool read_only, FileLocking locking,
             "without, and see to it that nobody else writes it",
             filename);
     }
-    if (result == -EAGAIN || result == -EACCES) {  // a lock for writing, over what others only lock for reading
-        return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, where,
-                          "file '%s' is in use: somebody else has locked it whole; end the program that has it open",
-                          filename);
+    if (result == -EAGAIN ||
+        result == -EACCES) {  // a lock for writing, over what others only lock for reading
+        return base::fail(
+            error, ENGINE_ERROR_CONFLICT, EBUSY, where,
+            "file '%s' is in use: somebody else has locked it whole; end the program that has it open",
+            filename);
     }
     if (result != 0) return base::fail_os(error, -result, where, "file '%s': cannot lock it", filename);
     for (unsigned i = 0; i < permission_count; i++) {

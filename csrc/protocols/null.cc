@@ -1,5 +1,5 @@
-// The null driver: completes everything, stores nothing. The engine's own cost, and the template for a protocol.
-// Its state is constant; a channel's is its context's alone.
+// The null driver: completes everything, stores nothing. The engine's own cost, and the template for a
+// protocol. Its state is constant; a channel's is its context's alone.
 #include "base/clock.hh"
 #include "block/registry.hh"
 
@@ -34,7 +34,8 @@ int null_open(Node& node, const OpenArguments& arguments) {
 void fire(aio::Timer* timer) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Winvalid-offsetof"
-    auto* state = reinterpret_cast<NullChannel*>(reinterpret_cast<std::byte*>(timer) - offsetof(NullChannel, timer));
+    auto* state =
+        reinterpret_cast<NullChannel*>(reinterpret_cast<std::byte*>(timer) - offsetof(NullChannel, timer));
 #pragma GCC diagnostic pop
     uint64_t now_ns = base::now_ns();
     for (;;) {
@@ -65,7 +66,8 @@ void null_close_channel(Channel& channel) {
 // Answers what the driver has to say beyond "done".
 [[gnu::noinline]] int64_t answer(Node& node, Request* request) noexcept {
     if (request->op == Op::read) {
-        for (uint32_t i = 0; i < request->iov_count; i++) memset(request->iov[i].iov_base, 0, request->iov[i].iov_len);
+        for (uint32_t i = 0; i < request->iov_count; i++)
+            memset(request->iov[i].iov_base, 0, request->iov[i].iov_len);
         return 0;
     }
     if (request->op == Op::resize) {
@@ -80,7 +82,8 @@ void null_close_channel(Channel& channel) {
 void null_submit(Channel& channel, Request* request) {
     const auto& state = channel.node->state<NullState>();
     int64_t result = 0;
-    if ((request->op == Op::read && state.read_zeroes) || request->op == Op::resize || request->op == Op::block_status) {
+    if ((request->op == Op::read && state.read_zeroes) || request->op == Op::resize ||
+        request->op == Op::block_status) {
         result = answer(*channel.node, request);
     }
     if (state.latency_ns == 0) {
@@ -96,8 +99,10 @@ void null_submit(Channel& channel, Request* request) {
 
 const OptionDef options[] = {
     {"size", OptionType::size, "1G", "0..8E", "size of the disk, bytes"},
-    {"latency-ns", OptionType::time, "0", "0..60000000000", "time that each request takes: 20us, or a number of ns"},
-    {"read-zeroes", OptionType::boolean, "off", nullptr, "reads fill their buffers with zeroes; off: left as they are"},
+    {"latency-ns", OptionType::time, "0", "0..60000000000",
+     "time that each request takes: 20us, or a number of ns"},
+    {"read-zeroes", OptionType::boolean, "off", nullptr,
+     "reads fill their buffers with zeroes; off: left as they are"},
 };
 
 }  // namespace

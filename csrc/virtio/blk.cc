@@ -1,6 +1,7 @@
 // virtio-blk: what chains mean (VIRTIO 1.2, section 5.2.6). Home thread of the queue's context.
 #include "virtio/blk.hh"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -335,7 +336,8 @@ void BlkQueue::read_stats(engine_queue_stats* out) {
     out->calls = calls_.get();
     out->polls = polls_.get();
     out->batches = batches_.get();
-    out->in_flight = out->requests - out->completed;
+    // Two loads are no snapshot: what came between them does not count as in flight.
+    out->in_flight = std::min<uint64_t>(out->requests - out->completed, disk_.config().queue_size);
     for (unsigned i = 0; i < block::op_count; i++) {
         out->op[i].requests = op_[i].requests.get();
         out->op[i].bytes = op_[i].bytes.get();

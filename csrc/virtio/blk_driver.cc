@@ -9,26 +9,31 @@ namespace engine::virtio {
 
 namespace {
 constexpr uint64_t page = 4096;
-constexpr uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+constexpr uint64_t round_up(uint64_t n, uint64_t to) {
+    return (n + to - 1) / to * to;
+}
 constexpr uint32_t elements_max = 3;  // header, data, status
 }  // namespace
 
-int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call, engine_error* error) {
+int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call,
+                      engine_error* error) {
     const engine_disk_config& config = queue.disk().config();
     base::Where where{.node = queue.disk().node().control->name.c_str(), .operation = "attach driver"};
     // An indirect chain takes one descriptor, a direct one three.
     uint32_t most = config.indirect != 0 ? config.queue_size : config.queue_size / elements_max;
     if (slots > most) {
-        return base::fail(error, ENGINE_ERROR_LIMIT, EINVAL, where,
-                          "a queue of %u descriptors%s holds %u requests, %u were asked for: make the queue larger",
-                          config.queue_size, config.indirect != 0 ? "" : " without indirect tables", most, slots);
+        return base::fail(
+            error, ENGINE_ERROR_LIMIT, EINVAL, where,
+            "a queue of %u descriptors%s holds %u requests, %u were asked for: make the queue larger",
+            config.queue_size, config.indirect != 0 ? "" : " without indirect tables", most, slots);
     }
     RingLayout layout = RingLayout::make(config.queue_size, config.indirect != 0 ? elements_max : 0);
     cells_at_ = round_up(layout.bytes, page);
     data_at_ = round_up(cells_at_ + slots * sizeof(Cell), page);
     data_stride_ = round_up(bytes_each, page);
     if (__builtin_mul_overflow(data_stride_, slots, &arena_bytes_) || bytes_each > UINT32_MAX) {
-        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where, "%u buffers of %lu bytes are too much", slots, bytes_each);
+        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where, "%u buffers of %lu bytes are too much",
+                          slots, bytes_each);
     }
     arena_bytes_ += data_at_;
     void* memory = mmap(nullptr, arena_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -74,7 +79,8 @@ BlkDriver::~BlkDriver() {
     if (arena_ != nullptr) munmap(arena_, arena_bytes_);
 }
 
-bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes, uint32_t range_flags) noexcept {
+bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes,
+                    uint32_t range_flags) noexcept {
     Cell* at = cell(slot);
     bool ranged = type == blk_discard || type == blk_write_zeroes;
     at->header.type = little_endian<uint32_t>(type);

@@ -1,5 +1,6 @@
-// virtio-blk: a driver side within this process, for the load generator and for blocking calls. It shares with the
-// device nothing but an arena of memory: ring, headers, status bytes and data buffers. One thread at a time owns it.
+// virtio-blk: a driver side within this process, for the load generator and for blocking calls. It shares
+// with the device nothing but an arena of memory: ring, headers, status bytes and data buffers. One thread at
+// a time owns it.
 #pragma once
 
 #include "virtio/blk.hh"
@@ -14,7 +15,8 @@ class BlkDriver {
     BlkDriver(const BlkDriver&) = delete;
     BlkDriver& operator=(const BlkDriver&) = delete;
 
-    // Any foreign thread: makes the arena for `slots` requests of up to `bytes_each` and attaches it to the queue.
+    // Any foreign thread: makes the arena for `slots` requests of up to `bytes_each` and attaches it to the
+    // queue.
     int attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call, engine_error* error);
     // Any foreign thread: waits for what is in flight.
     void detach() noexcept;
@@ -22,8 +24,8 @@ class BlkDriver {
     uint32_t slots() const noexcept { return slots_; }
     std::byte* data(uint32_t slot) noexcept { return arena_ + data_at_ + slot * data_stride_; }
 
-    // Fills slot's header and offers its chain; the device sees it after publish(). `bytes` are of data in or out;
-    // for discard and write zeroes `bytes` is the length of the range. False: the ring is broken.
+    // Fills slot's header and offers its chain; the device sees it after publish(). `bytes` are of data in or
+    // out; for discard and write zeroes `bytes` is the length of the range. False: the ring is broken.
     bool add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes, uint32_t range_flags = 0) noexcept;
     void publish() noexcept {
         if (ring_.publish()) queue_->kick();
@@ -55,7 +57,8 @@ class BlkDriver {
         return guest_base + static_cast<uint64_t>(static_cast<const std::byte*>(host) - arena_);
     }
 
-    static constexpr uint64_t guest_base = 0x100000;  // not 0, so that an address is never taken for a null pointer
+    static constexpr uint64_t guest_base =
+        0x100000;  // not 0, so that an address is never taken for a null pointer
 
     BlkQueue* queue_ = nullptr;
     DriverRing ring_;

@@ -54,7 +54,8 @@ void Generator::choose(Ticket& ticket) noexcept {
         block = next_block_;
         next_block_ = block + 1 == blocks_ ? 0 : block + 1;
     }
-    bool read = config_.read_percent >= 100 || (config_.read_percent != 0 && random_.below(100) < config_.read_percent);
+    bool read = config_.read_percent >= 100 ||
+                (config_.read_percent != 0 && random_.below(100) < config_.read_percent);
     ticket.kind = read ? Kind::read : Kind::write;
     ticket.offset = (first_block_ + block) * config_.block_size;
     if (ENGINE_UNLIKELY(verify_)) {
@@ -121,7 +122,8 @@ void Generator::completed(Ticket& ticket, int result) noexcept {
             error_offset_.set(ticket.offset);
         }
         errors_.increment();
-        if (result != -EIO) stopping_ = true;  // what fails for good, such as a missing permission, fails always
+        if (result != -EIO)
+            stopping_ = true;  // what fails for good, such as a missing permission, fails always
     } else if (ENGINE_LIKELY(ticket.kind != Kind::flush)) {
         unsigned way = ticket.kind == Kind::read ? 0 : 1;
         if (latency_) {
@@ -151,11 +153,13 @@ void Generator::finish_if_idle() noexcept {
     context_.ready(&over_message_);
 }
 
-// --- verify: a block's content follows from its place and the seed, so that it does not matter who wrote it last
+// --- verify: a block's content follows from its place and the seed, so that it does not matter who wrote it
+// last
 
 void Generator::fill(const Ticket& ticket) noexcept {
     auto* words = reinterpret_cast<uint64_t*>(buffer(ticket));
-    for (uint64_t i = 0; i < config_.block_size / 8; i++) words[i] = mix(config_.seed ^ (ticket.offset + i * 8));
+    for (uint64_t i = 0; i < config_.block_size / 8; i++)
+        words[i] = mix(config_.seed ^ (ticket.offset + i * 8));
 }
 
 bool Generator::matches(const Ticket& ticket) noexcept {
@@ -183,14 +187,16 @@ bool Generator::was_written(uint64_t offset) const noexcept {
 int Generator::prepare(engine_error* error) {
     uint64_t bytes = node().bytes.load_relaxed();
     base::Where where{.node = node().control->name.c_str(), .operation = "workload"};
-    uint64_t length = config_.length == 0 && config_.offset <= bytes ? bytes - config_.offset : config_.length;
+    uint64_t length =
+        config_.length == 0 && config_.offset <= bytes ? bytes - config_.offset : config_.length;
     if (config_.offset > bytes || length > bytes - config_.offset || length < config_.block_size ||
         config_.offset % config_.block_size != 0) {
         where.field = "length";
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, where,
-                          "a workload of blocks of %u bytes at offset %lu, length %lu does not fit node %s of %lu bytes "
-                          "(offset in multiples of the block size)",
-                          config_.block_size, config_.offset, length, where.node, bytes);
+        return base::fail(
+            error, ENGINE_ERROR_INVALID, EINVAL, where,
+            "a workload of blocks of %u bytes at offset %lu, length %lu does not fit node %s of %lu bytes "
+            "(offset in multiples of the block size)",
+            config_.block_size, config_.offset, length, where.node, bytes);
     }
     first_block_ = config_.offset / config_.block_size;
     blocks_ = length / config_.block_size;
@@ -225,8 +231,9 @@ int Generator::create(Instance& engine, const engine_workload_config& config, st
     int result = made->prepare(error);
     if (result != 0) return result;
     if (!context.hold()) {
-        return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN, {.operation = "workload", .field = "context"},
-                          "context %s is closed", context.name().c_str());
+        return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN,
+                          {.operation = "workload", .field = "context"}, "context %s is closed",
+                          context.name().c_str());
     }
     try {
         result = made->attach(error);
@@ -261,8 +268,8 @@ int Generator::start(engine_error* error) {
     if (result == 0) result = begun;
     if (result == 0) return 0;
     state_.store_release(0);
-    return base::fail_os(error, -result, {.operation = "start workload"}, "cannot start a workload on context %s",
-                         context_.name().c_str());
+    return base::fail_os(error, -result, {.operation = "start workload"},
+                         "cannot start a workload on context %s", context_.name().c_str());
 }
 
 int Generator::stop() noexcept {
@@ -294,7 +301,9 @@ void Generator::close() noexcept {
     context_.let_go();
 }
 
-Generator::~Generator() { ENGINE_CHECK(!attached_); }
+Generator::~Generator() {
+    ENGINE_CHECK(!attached_);
+}
 
 void Generator::read_result(engine_workload_result* out) const noexcept {
     out->running = state_.load_acquire() == 1 ? 1 : 0;

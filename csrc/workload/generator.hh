@@ -1,6 +1,6 @@
-// The load generator's core: what to do next, and how long it took. It runs on its context's thread alone; the
-// counters may be read from anywhere. How a request travels is the business of its two kinds: over a node, or
-// through a virtqueue.
+// The load generator's core: what to do next, and how long it took. It runs on its context's thread alone;
+// the counters may be read from anywhere. How a request travels is the business of its two kinds: over a
+// node, or through a virtqueue.
 #pragma once
 
 #include <engine/workload.h>
@@ -67,8 +67,8 @@ class alignas(128) Generator {
     virtual void detach() noexcept = 0;           // control plane
     virtual void begin() = 0;                     // home: before the first issue
     virtual void issue(Ticket& ticket) noexcept = 0;
-    virtual void issued() noexcept = 0;           // a batch has been issued
-    virtual void end() noexcept = 0;              // home: after the last completion
+    virtual void issued() noexcept = 0;  // a batch has been issued
+    virtual void end() noexcept = 0;     // home: after the last completion
     virtual std::byte* buffer(const Ticket& ticket) noexcept = 0;
     virtual const block::Node& node() const noexcept = 0;
 

@@ -21,9 +21,11 @@ class NodeGenerator final : public Generator {
     int attach(engine_error* error) override {
         int result = block::open_port(user_, &context_, &port_, error);
         if (result != 0) return result;
-        void* memory = mmap(nullptr, buffer_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void* memory =
+            mmap(nullptr, buffer_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED) {
-            return base::fail_os(error, errno, {.operation = "workload"}, "cannot map %lu bytes for buffers", buffer_bytes());
+            return base::fail_os(error, errno, {.operation = "workload"}, "cannot map %lu bytes for buffers",
+                                 buffer_bytes());
         }
         buffers_ = static_cast<std::byte*>(memory);
         user_->references.fetch_add_acq_rel(1);

@@ -1,8 +1,8 @@
-// The generator through a virtqueue: it is the driver, and shares with the device nothing but the ring's memory.
-// Home thread of its own context, which need not be the queue's.
+// The generator through a virtqueue: it is the driver, and shares with the device nothing but the ring's
+// memory. Home thread of its own context, which need not be the queue's.
 #include "aio/bottom_half.hh"
-#include "workload/generator.hh"
 #include "virtio/blk_driver.hh"
+#include "workload/generator.hh"
 
 namespace engine::workload {
 
@@ -20,7 +20,8 @@ class QueueGenerator final : public Generator, private aio::Poller {
     int attach(engine_error* error) override {
         // Being called, all there is to do is to wake up: the turn then polls the ring.
         call_ = new aio::BottomHalf(context_, [](void*) {}, nullptr);
-        virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::BottomHalf*>(opaque)->schedule(); }, call_};
+        virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::BottomHalf*>(opaque)->schedule(); },
+                                      call_};
         int result = driver_.attach(*queue_, config_.iodepth, config_.block_size, notifier, error);
         if (result != 0) aio::BottomHalf::destroy(call_);
         return result;
@@ -31,8 +32,11 @@ class QueueGenerator final : public Generator, private aio::Poller {
     }
     void begin() override { context_.add_poller(this); }
     void issue(Ticket& ticket) noexcept override {
-        auto type = ticket.kind == Kind::read ? virtio::blk_in : ticket.kind == Kind::write ? virtio::blk_out : virtio::blk_flush;
-        bool added = driver_.add(ticket.index, type, ticket.offset, ticket.kind == Kind::flush ? 0 : config_.block_size);
+        auto type = ticket.kind == Kind::read    ? virtio::blk_in
+                    : ticket.kind == Kind::write ? virtio::blk_out
+                                                 : virtio::blk_flush;
+        bool added = driver_.add(ticket.index, type, ticket.offset,
+                                 ticket.kind == Kind::flush ? 0 : config_.block_size);
         ENGINE_CHECK(added);  // there is a descriptor for every ticket
     }
     void issued() noexcept override {
