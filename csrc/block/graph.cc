@@ -130,9 +130,10 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
     }
     if (result != 0) return result;
     node.control->children.push_back(std::move(child));  // there is room, see set_up
-    return create_user(child.node, user_name.c_str(),
-                       node.read_only ? child_read_permissions : child_permissions, child_shared,
-                       &node.control->children.back().user, error);
+    Child& kept = node.control->children.back();
+    return create_user(kept.node, user_name.c_str(),
+                       node.read_only ? child_read_permissions : child_permissions, child_shared, &kept.user,
+                       error);
 }
 
 int name_node(Instance& engine, Node& node, const OptionBag& bag, engine_error* error) {
