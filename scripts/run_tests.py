@@ -214,7 +214,7 @@ def test_clang_format() -> Counts:
 
 
 def test_clang_tidy() -> Counts:
-    """With the flags of the clang build; each source file is a test."""
+    """With the flags of the clang build."""
     tidy = clang_tool("clang-tidy")
     if tidy is None or not configure(BUILD / "tsan", clang(), *TSAN_OPTIONS):
         return FAILED

@@ -37,6 +37,9 @@ int64_t device_bytes(int fd) noexcept;
 
 // --- file_lock.cc: OFD locks on the byte ranges that QEMU uses.
 enum class FileLocking { automatic, on, off };
+// Gives all locks back now: the kernel may hold on to an open file for a moment after its last request
+// completed, and whoever opens it anew must not find our own locks there.
+void unlock_file(int fd) noexcept;
 int lock_file(int fd, const char* filename, bool read_only, FileLocking locking, engine_error* error);
 
 // --- file_io.cc: the request path

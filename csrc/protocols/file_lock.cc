@@ -34,18 +34,21 @@ struct Claim {
 constexpr Claim writer{ENGINE_PERM_ALL, ENGINE_PERM_CONSISTENT_READ | ENGINE_PERM_WRITE_UNCHANGED};
 constexpr Claim reader{ENGINE_PERM_CONSISTENT_READ, ENGINE_PERM_ALL};
 
-// 0, or -errno.
-int lock_byte(int fd, off_t byte) noexcept {
+// 0, or -errno. Length 0: to the end of all files.
+int set_lock(int fd, short type, off_t start, off_t length) noexcept {
     struct flock lock{};
-    lock.l_type = F_RDLCK;
+    lock.l_type = type;
     lock.l_whence = SEEK_SET;
-    lock.l_start = byte;
-    lock.l_len = 1;
+    lock.l_start = start;
+    lock.l_len = length;
     int result;
     do {
         result = fcntl(fd, F_OFD_SETLK, &lock);
     } while (result < 0 && errno == EINTR);
     return result < 0 ? -errno : 0;
+}
+int lock_byte(int fd, off_t byte) noexcept {
+    return set_lock(fd, F_RDLCK, byte, 1);
 }
 
 // 0: nobody else has locked it. -EAGAIN: somebody has. Else -errno.
@@ -125,6 +128,10 @@ int lock_file(int fd, const char* filename, bool read_only, FileLocking locking,
         }
     }
     return 0;
+}
+
+void unlock_file(int fd) noexcept {
+    set_lock(fd, F_UNLCK, 0, 0);
 }
 
 }  // namespace engine::block

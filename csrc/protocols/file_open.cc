@@ -225,9 +225,9 @@ int file_open(Node& node, const OpenArguments& arguments) {
     return 0;
 }
 
-// Closing the last descriptor of the open file gives its locks back.
 void file_close(Node& node) {
     auto& state = node.state<FileState>();
+    unlock_file(state.fd);
     close(state.fd);
     delete state.shared;
 }

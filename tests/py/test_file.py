@@ -246,3 +246,13 @@ def test_buffers_of_all_kinds(eng: engine.Engine, image: Path, content: bytes) -
         buffer = engine.Buffer(4096)
         node.pread_into(buffer, 0)
         assert numpy.frombuffer(buffer, dtype="u1").tobytes() == content[:4096]
+
+
+def test_a_closed_file_opens_again_at_once(tmp_path: Path) -> None:
+    """The kernel may keep the open file for a moment after its last request: our own locks must be gone."""
+    image = tmp_path / "again.img"
+    image.write_bytes(bytes(8192))
+    with engine.Engine() as eng:
+        for _ in range(300):
+            with eng.open(driver="raw", filename=str(image)) as node:
+                assert node.pwrite(b"x" * 512, 0) == 512
