@@ -7,7 +7,7 @@ export PYTHON
 venv := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-quick bench-compare lint format native-test sanitize dialect python-test clean
+.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize dialect python-test clean
 .PHONY: setup-run setup-bench setup-test
 
 help: ## what there is
@@ -38,11 +38,14 @@ lint: setup-test ## ruff, mypy, clang-format, clang-tidy
 format: setup-test ## rewrite the sources as the linters want them
 	$(venv)/python scripts/run_tests.py format
 
-bench: setup-bench ## side by side with other programs, nine pairs each (about an hour); BENCH="-k null" chooses
+bench: setup-bench ## side by side with other programs, nine pairs each (about 25 minutes); BENCH="-k null" chooses
 	$(venv)/python -m pytest bench $(BENCH)
 
 bench-quick: setup-bench ## the same, short: shows that all of it works; not figures to quote
 	$(venv)/python -m pytest bench --quick $(BENCH)
+
+peers: ## make the Debian 13 root that holds the newest QEMU (once; needs root and the network)
+	bench/peers/debian13.sh
 
 bench-compare: setup-bench ## the drift between two commits, or two stored files: A=… B=…
 	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make bench-compare A=COMMIT B=COMMIT" >&2; exit 2; }

@@ -383,12 +383,29 @@ def describe(outcome: Outcome) -> list[str]:
         f"  pairs {len(outcome.kept)}, discarded for steal {len(outcome.discarded)}, most steal {steal:.1f} %"
     )
     lines += [f"  {'meets' if met else 'MISSES'}: {asked}" for asked, met in outcome.marks()]
-    for side, _ in columns:
+    for side, runs in columns:
         lines.append(f"    {side.name} = {side.version}{': ' + side.path if side.path else ''}")
+        lines += [f"      {context_text(context)}" for context in contexts_of(runs[0])]
         lines += [f"      $ {' '.join(command)}" for command in side.commands]
     if comparison.note:
         lines.append(f"    note: {comparison.note}")
     return lines
+
+
+def contexts_of(run: Run) -> list[dict[str, Any]]:
+    """Those of the engine, in all its processes; none for other programs."""
+    parts = run.details.get("processes", [run.details])
+    return [context for part in parts for context in part.get("contexts", [])]
+
+
+def context_text(context: dict[str, Any]) -> str:
+    """Where it really ran, and how it waits: polling must not be mistaken for speed."""
+    cpus = ",".join(map(str, context["effective_cpus"]))
+    calls = context["system_calls_per_operation"]
+    text = (
+        f"context {context['name']}: CPU {cpus}, {context['backend']}, poll_max_ns {context['poll_max_ns']}"
+    )
+    return text + (f", {calls} system calls an operation" if calls is not None else "")
 
 
 def host() -> dict[str, Any]:

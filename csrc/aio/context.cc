@@ -65,15 +65,20 @@ void AioContext::set_poll_max_ns(int64_t ns) noexcept {
 
 void AioContext::run() noexcept {
     while (!stopping_) {
+        uint64_t locked_ns = 0;
         if (config_.turn_mutex != nullptr) {
             stats_.lock_wait_ns.add(config_.turn_mutex->lock());
             stats_.lock_acquisitions.increment();
+            locked_ns = base::now_ns();
         }
         bool more = turn();
         // Per node, an idle context lets wait() submit, which saves a system call. Under the global mutex
         // what handlers submit goes out while it is held, as with one big lock.
         if (more || poll_ns_ != 0 || config_.turn_mutex != nullptr) backend_->submit();
-        if (config_.turn_mutex != nullptr) stats_.lock_hold_ns.add(config_.turn_mutex->unlock());
+        if (config_.turn_mutex != nullptr) {
+            stats_.lock_hold_ns.add(base::now_ns() - locked_ns);
+            config_.turn_mutex->unlock();
+        }
         if (more || stopping_) continue;
         if (backend_->has_completions()) {
             backend_->submit();  // however long that goes on, what is queued must not wait for its end

@@ -54,7 +54,11 @@ int Disk::create(block::Node* node, const engine_disk_config& given, std::unique
     for (uint32_t i = 0; i < config.queue_count; i++) {
         auto* context = reinterpret_cast<aio::AioContext*>(config.contexts[i]);
         auto queue = std::make_unique<BlkQueue>(*disk, *context, i);
-        context->users.fetch_add_acq_rel(1);
+        if (!context->hold()) {
+            return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN,
+                              {.operation = "make disk", .field = "contexts"},
+                              "context %s of queue %u is closed", context->name().c_str(), i);
+        }
         disk->queues_.push_back(std::move(queue));
         result = disk->queues_.back()->open(error);
         if (result != 0) return result;
@@ -68,7 +72,7 @@ int Disk::create(block::Node* node, const engine_disk_config& given, std::unique
 Disk::~Disk() {
     for (auto& queue : queues_) {
         queue->close();
-        queue->context().users.fetch_sub_acq_rel(1);
+        queue->context().let_go();
     }
     queues_.clear();
     if (user_ != nullptr) block::close_user(user_, nullptr);

@@ -231,7 +231,7 @@ bool forbid_io_uring(int errnum) {
            prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-int without_io_uring(int errnum) {
+[[maybe_unused]] int without_io_uring(int errnum) {
     check::failures = 0;
     if (!forbid_io_uring(errnum)) return 2;
     Engine engine;  // main falls back as well

@@ -18,10 +18,11 @@ def engine(*arguments: str) -> subprocess.CompletedProcess[str]:
 def loaded(*arguments: str) -> set[str]:
     """The modules that a command imports."""
     code = (
-        "import sys\nfrom engine.cli import main\n"
+        "import sys\nbefore = set(sys.modules)  # an editable install has a loader with imports of its own\n"
+        "from engine.cli import main\n"
         f"try: main({list(arguments)!r})\n"
         "except SystemExit: pass\n"
-        "print('\\n' + ' '.join(sys.modules))"
+        "print('\\n' + ' '.join(set(sys.modules) - before))"
     )
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     return set(run.stdout.splitlines()[-1].split())

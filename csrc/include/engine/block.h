@@ -107,7 +107,7 @@ ENGINE_API int engine_node_get_stats(engine_node_t *node, engine_context_t *cont
 /* A user of a node: what it does and what it shares, by name, so that a conflict can name both sides. */
 ENGINE_API int engine_user_create(engine_node_t *node, const char *name, uint32_t permissions, uint32_t shared,
                                   engine_user_t **out, engine_error *error);
-/* Waits for its requests in flight. */
+/* EBUSY while requests, workloads or disks use it. */
 ENGINE_API int engine_user_close(engine_user_t *user, engine_error *error);
 
 typedef struct engine_iovec {
