@@ -13,6 +13,10 @@ import pytest
 
 import engine
 
+# A shell's background job starts with SIGINT ignored, and so would every program that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 IMAGE_BYTES = 1 << 20
 
 Script = Callable[..., "subprocess.CompletedProcess[str]"]
