@@ -313,7 +313,7 @@ TEST(global_mode_serves_and_counts) {
             engine_context_stats stats = stats_of(context);
             CHECK(stats.lock_acquisitions > 0);
             CHECK(stats.lock_acquisitions <= stats.turns + 1);
-            CHECK_EQ(stats.lock_hold_ns != 0, profile);
+            CHECK(stats.lock_hold_ns != 0);  // with or without a profile
             shares += stats.lock_acquisitions;
         }
         CHECK(lock.acquisitions > 100);
