@@ -59,6 +59,16 @@ int64_t AioContext::forbid_holds() noexcept {
     return 0;
 }
 
+int AioContext::arm(Timer* timer, uint64_t deadline_ns) noexcept {
+    if (stopping_) return -ESHUTDOWN;
+    try {
+        timers_.arm(timer, deadline_ns);
+    } catch (const std::bad_alloc&) {
+        return -ENOMEM;
+    }
+    return 0;
+}
+
 void AioContext::set_poll_max_ns(int64_t ns) noexcept {
     poll_max_ns_.store_relaxed(ns < 0 ? default_poll_max_ns : ns);
 }

@@ -52,7 +52,7 @@ class alignas(128) AioContext final : public coro::Executor {
     static int create(ContextConfig config, std::unique_ptr<AioContext>* out, engine_error* error);
     // Any foreign thread. Ends the loop: what was accepted before is run, later sends answer -ESHUTDOWN.
     void stop();
-    ~AioContext();
+    ~AioContext() override;
 
     // --- any thread
     const std::string& name() const noexcept { return config_.name; }
@@ -63,6 +63,7 @@ class alignas(128) AioContext final : public coro::Executor {
     // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will; so it is in
     // a child of fork(), which has no home thread.
     int send(Message* message) noexcept;
+    int post(coro::ReadyItem* item) noexcept override { return send(item); }
     // The same, and waits until it has run. -EDEADLK on any context's thread.
     template <class F>
     int call_and_wait(F&& f);
@@ -85,6 +86,8 @@ class alignas(128) AioContext final : public coro::Executor {
     // --- home only
     Backend& backend() noexcept { return *backend_; }
     TimerHeap& timers() noexcept { return timers_; }
+    int arm(Timer* timer, uint64_t deadline_ns) noexcept override;
+    void disarm(Timer* timer) noexcept override { timers_.cancel(timer); }
     // Ignored once the context is winding up: nobody polls any more.
     void add_poller(Poller* poller) noexcept {
         if (!stopping_) pollers_.push_back(poller);

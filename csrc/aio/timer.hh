@@ -6,17 +6,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/timer.hh"
+
 namespace engine::aio {
 
-struct Timer {
-    static constexpr uint32_t not_armed = UINT32_MAX;
-    uint64_t deadline_ns = 0;
-    uint32_t index = not_armed;  // in the heap
-    void (*fire)(Timer*) = nullptr;
-    void (*abandon)(Timer*) = nullptr;  // instead of fire, when the context closes; null: nobody minds
-
-    bool armed() const noexcept { return index != not_armed; }
-};
+using Timer = base::Timer;
 
 class TimerHeap {
   public:

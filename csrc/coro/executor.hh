@@ -1,15 +1,19 @@
 // What a task needs from the context that it runs on: the slot of the coroutine to resume next, the queue of
-// wake-ups, memory for frames. An AioContext is one; a test can drive one by hand. Home thread only; no lock.
+// wake-ups, memory for frames, and from the loop around it a way in for other threads, a clock and timers. An
+// AioContext is one; a test can drive one by hand. Home thread only, but for post(); no lock.
 #pragma once
 
 #include <pthread.h>
 
+#include <cerrno>
 #include <coroutine>
 #include <cstdint>
 #include <type_traits>
 
 #include "base/assert.hh"
+#include "base/clock.hh"
 #include "base/list.hh"
+#include "base/timer.hh"
 #include "base/work_item.hh"
 #include "coro/frame_pool.hh"
 
@@ -21,8 +25,25 @@ using ReadyItem = base::WorkItem;
 class Executor {
   public:
     Executor() noexcept = default;
+    virtual ~Executor() = default;
     Executor(const Executor&) = delete;
     Executor& operator=(const Executor&) = delete;
+
+    // --- what the loop around it provides
+
+    // Any thread. 0: item->run will be called on the home thread, from its loop, exactly once. -ESHUTDOWN: it
+    // never will. An executor that is driven by hand and says nothing cannot be reached.
+    virtual int post(ReadyItem*) noexcept { return -ESHUTDOWN; }
+    // Nanoseconds, comparable between the executors of one program; virtual where time is simulated.
+    virtual uint64_t now_ns() const noexcept { return base::now_ns(); }
+
+    // Home thread. Arms the timer, or moves the deadline of an armed one. -ENOMEM; -ESHUTDOWN: no timer fires
+    // any more, or there are none.
+    virtual int arm(base::Timer*, uint64_t /*deadline_ns*/) noexcept { return -ESHUTDOWN; }
+    // Home thread. It will not fire; nothing where it is not armed.
+    virtual void disarm(base::Timer*) noexcept {}
+
+    // --- the rest
 
     // The thread that everything below runs on: the one that constructed it, or that called this last.
     void bind_to_this_thread() noexcept { home_ = pthread_self(); }
@@ -62,6 +83,18 @@ class Executor {
     void set_next(std::coroutine_handle<> awaiter) noexcept {
         ENGINE_CHECK(resuming_ && !next_);
         next_ = awaiter;
+    }
+
+    // Resumes what waits on `target`, from its own ready queue, never in here. A context ends only after the
+    // tasks on it, so it can be reached. The last that the caller does with what the item belongs to.
+    void wake(ReadyItem* item, Executor& target) noexcept {
+        ENGINE_ASSERT(on_home_thread());
+        if (&target == this) {
+            ready(item);
+        } else {
+            int posted = target.post(item);
+            ENGINE_CHECK(posted == 0);
+        }
     }
 
     FramePool& frames() noexcept { return frames_; }
