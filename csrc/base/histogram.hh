@@ -29,6 +29,12 @@ class Histogram {
         if (ns < min_.get()) min_.set(ns);
         if (ns > max_.get()) max_.set(ns);
     }
+    void absorb(const Histogram& other) noexcept {
+        for (unsigned i = 0; i < bucket_count; i++) buckets_[i].add(other.buckets_[i].get());
+        sum_.add(other.sum_.get());
+        if (other.min_.get() < min_.get()) min_.set(other.min_.get());
+        if (other.max_.get() > max_.get()) max_.set(other.max_.get());
+    }
     void clear() noexcept;
     // Adds to `out` (which starts zeroed, with min = UINT64_MAX).
     void add_to(engine_histogram* out) const noexcept;

@@ -1,12 +1,10 @@
-// A short mutex with a profile: acquisitions and contended ones are counted always, histograms of wait and
-// hold when profiling is on. The figures are written under the mutex itself and may be read by any thread.
+// A short mutex with a profile, which is written under the mutex itself and may be read by any thread.
 #pragma once
 
-#include <memory>
 #include <mutex>
 
 #include "base/clock.hh"
-#include "base/histogram.hh"
+#include "base/lock_profile.hh"
 
 #if defined(__clang__)
 #define ENGINE_CAPABILITY(x) __attribute__((capability(x)))
@@ -40,44 +38,33 @@ class ENGINE_CAPABILITY("mutex") Mutex {
             mutex_.lock();
             uint64_t end = now_ns();
             waited = end > start ? end - start : 1;
-            contended_.increment();
-            wait_total_ns_.add(waited);
         }
-        acquisitions_.increment();
-        if (profile_ != nullptr) {
-            profile_->wait.record(waited);
-            locked_at_ns_ = now_ns();
-        }
+        profile_.acquired(waited);
+        if (profile_.enabled()) locked_at_ns_ = now_ns();
         return waited;
     }
     // Returns the nanoseconds held: 0 unless profiling is on.
     uint64_t unlock() noexcept ENGINE_RELEASE() ENGINE_NO_THREAD_SAFETY_ANALYSIS {
         uint64_t held = 0;
-        if (profile_ != nullptr) {
+        if (profile_.enabled()) {
             held = now_ns() - locked_at_ns_;
-            profile_->hold.record(held);
+            profile_.released(held);
         }
         mutex_.unlock();
         return held;
     }
 
     // Before its first use.
-    void enable_profile() { profile_ = std::make_unique<Profile>(); }
-    uint64_t acquisitions() const noexcept { return acquisitions_.get(); }
-    uint64_t contended() const noexcept { return contended_.get(); }
+    void enable_profile() { profile_.enable(); }
+    uint64_t acquisitions() const noexcept { return profile_.acquisitions(); }
+    uint64_t contended() const noexcept { return profile_.contended(); }
     void read_profile(engine_histogram* wait, engine_histogram* hold) const noexcept {
-        if (profile_ == nullptr) return;
-        profile_->wait.add_to(wait);
-        profile_->hold.add_to(hold);
+        profile_.add_to(wait, hold);
     }
 
   private:
-    struct Profile {
-        Histogram wait, hold;
-    };
     std::mutex mutex_;
-    Counter acquisitions_, contended_, wait_total_ns_;
-    std::unique_ptr<Profile> profile_;
+    LockProfile profile_;
     uint64_t locked_at_ns_ = 0;
 };
 
