@@ -1,9 +1,10 @@
-// Holds a short mutex and has the executor count it, so that suspending with one held aborts. Home thread
-// only.
+// Holds a short mutex and has the executor count it, so that suspending with one held aborts; of one with a
+// rank the chain knows as well. Home thread only.
 #pragma once
 
 #include "base/mutex.hh"
 #include "coro/executor.hh"
+#include "coro/lock_chain.hh"
 
 namespace engine::coro {
 
@@ -11,6 +12,14 @@ class ENGINE_SCOPED_CAPABILITY ShortLock {
   public:
     ShortLock(Executor& executor, base::Mutex& mutex) noexcept ENGINE_ACQUIRE(mutex)
         : executor_(executor), mutex_(mutex) {
+        mutex_.lock();
+        executor_.short_lock_taken();
+    }
+    // `reqs`: the label outlives the lock.
+    ShortLock(LockChain& chain, base::Mutex& mutex, const LockLabel& label) noexcept ENGINE_ACQUIRE(mutex)
+        : executor_(chain.executor()),
+          mutex_(mutex),
+          entry_(LockChain::Request(chain, &mutex, label).granted()) {
         mutex_.lock();
         executor_.short_lock_taken();
     }
@@ -24,6 +33,7 @@ class ENGINE_SCOPED_CAPABILITY ShortLock {
   private:
     Executor& executor_;
     base::Mutex& mutex_;
+    [[no_unique_address]] LockChain::Entry entry_;
 };
 
 }  // namespace engine::coro
