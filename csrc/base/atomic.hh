@@ -10,6 +10,9 @@
 #include <atomic>
 #include <cstdint>
 
+// A bug of that name, which the explorer's tests put in to show that they find it. Nothing in what ships.
+#define ENGINE_SEEDED_BUG(name) false
+
 namespace engine::base {
 
 template <class T>
@@ -38,17 +41,14 @@ class Atomic {
     T fetch_add_relaxed(T v) noexcept { return value_.fetch_add(v, std::memory_order_relaxed); }
     T fetch_add_acq_rel(T v) noexcept { return value_.fetch_add(v, std::memory_order_acq_rel); }
     T fetch_sub_acq_rel(T v) noexcept { return value_.fetch_sub(v, std::memory_order_acq_rel); }
+    T fetch_add_seq_cst(T v) noexcept { return value_.fetch_add(v, std::memory_order_seq_cst); }
+    T fetch_sub_seq_cst(T v) noexcept { return value_.fetch_sub(v, std::memory_order_seq_cst); }
     T fetch_or_acq_rel(T v) noexcept { return value_.fetch_or(v, std::memory_order_acq_rel); }
     T fetch_and_acq_rel(T v) noexcept { return value_.fetch_and(v, std::memory_order_acq_rel); }
 
   private:
     std::atomic<T> value_;
 };
-
-}  // namespace engine::base
-#endif
-
-namespace engine::base {
 
 // A figure that one thread writes and any may read: a plain add, no bus lock, no data race.
 class Counter {
@@ -64,3 +64,4 @@ class Counter {
 };
 
 }  // namespace engine::base
+#endif

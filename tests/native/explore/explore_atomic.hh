@@ -6,6 +6,8 @@
 
 #include "explorer.hh"
 
+#define ENGINE_SEEDED_BUG(name) (::explore::mutated(::explore::Mutation::name))
+
 namespace engine::base {
 
 template <class T>
@@ -62,6 +64,14 @@ class Atomic {
     T fetch_add_relaxed(T v) { return change(Change::add, v, Order::relaxed); }
     T fetch_add_acq_rel(T v) { return change(Change::add, v, Order::acq_rel); }
     T fetch_sub_acq_rel(T v) { return change(Change::subtract, v, Order::acq_rel); }
+    T fetch_add_seq_cst(T v) {
+        bool weak = explore::mutated(Mutation::fetch_add_seq_cst_is_acq_rel);
+        return change(Change::add, v, weak ? Order::acq_rel : Order::seq_cst);
+    }
+    T fetch_sub_seq_cst(T v) {
+        bool weak = explore::mutated(Mutation::fetch_sub_seq_cst_is_acq_rel);
+        return change(Change::subtract, v, weak ? Order::acq_rel : Order::seq_cst);
+    }
     T fetch_or_acq_rel(T v) { return change(Change::bit_or, v, Order::acq_rel); }
     T fetch_and_acq_rel(T v) { return change(Change::bit_and, v, Order::acq_rel); }
 
@@ -73,6 +83,13 @@ class Atomic {
         return explore::from_word<T>(location_.read_modify_write(kind, explore::to_word(v), order));
     }
     bool compare_exchange(T& expected, T desired, Order success, Order failure) {
+        if (explore::mutated(Mutation::compare_exchange_is_two_steps)) {
+            T old = load(failure);
+            bool same = old == expected;
+            if (same) store(desired, success);
+            expected = old;
+            return same;
+        }
         uint64_t word = explore::to_word(expected);
         bool done = location_.compare_exchange(word, explore::to_word(desired), success, failure);
         expected = explore::from_word<T>(word);
@@ -80,6 +97,19 @@ class Atomic {
     }
 
     mutable explore::Location location_;
+};
+
+// Its claim is that writers follow one another: checked as for plain data. Readers look at the end.
+class Counter {
+  public:
+    void add(uint64_t n) { value_.set(value_.get() + n); }
+    void increment() { add(1); }
+    void subtract(uint64_t n) { value_.set(value_.get() - n); }
+    void set(uint64_t n) { value_.set(n); }
+    uint64_t get() const { return value_.get(); }
+
+  private:
+    mutable explore::Plain<uint64_t> value_;
 };
 
 }  // namespace engine::base

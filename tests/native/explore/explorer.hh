@@ -175,9 +175,17 @@ enum class Mutation : uint8_t {
     load_seq_cst_is_acquire,
     null_is_read_unseen,  // load_seq_cst of a pointer answers null without looking
     compare_exchange_is_relaxed,
+    compare_exchange_is_two_steps,
     exchange_acq_rel_is_relaxed,
     exchange_acq_rel_is_two_steps,  // a load and a store
     exchange_seq_cst_is_two_steps,
+    fetch_add_seq_cst_is_acq_rel,
+    fetch_sub_seq_cst_is_acq_rel,
+    // --- bugs of coro/rwlock.hh, by ENGINE_SEEDED_BUG
+    failed_reader_checks_nothing,
+    reader_queues_at_an_open_gate,
+    leaving_during_a_check_goes_unseen,
+    turn_passes_before_readers,
 };
 void set_mutation(Mutation mutation);
 bool mutated(Mutation mutation);
