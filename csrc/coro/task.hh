@@ -8,7 +8,7 @@
 //   bad:  [&]() -> Task<int64_t> { … }();                      coroutine lambdas
 //
 // Several at once: start them (Task<int64_t> a = f(channel, x), b = f(channel, y);), then co_await a and b in
-// turn. A task runs to its end: to destroy one that has not aborts the process.
+// turn, or all (coro/when_all.hh). A task runs to its end: to destroy one that has not aborts the process.
 #pragma once
 
 #include <cerrno>
@@ -139,6 +139,9 @@ class [[nodiscard]] Task {
         promise.set_awaiter(awaiter);
     }
     T await_resume() noexcept { return take(); }
+
+    // For who waits for several (coro/when_all.hh): null once it is done.
+    detail::PromiseBase* pending() const noexcept { return done() ? nullptr : &handle_.promise(); }
 
     // For Callback: the frame changes hands. Null: there was no memory for one.
     Handle release() noexcept {
