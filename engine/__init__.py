@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from engine.histogram import Histogram
-    from engine.node import BlockNode, BlockUser, Extent, NodeInfo, NodeStats
+    from engine.node import BlockNode, BlockUser, Extent, NodeInfo, NodeStats, PauseStats
     from engine.options import DriverInfo, OptionInfo, drivers
     from engine.queue import QueueStats, VirtioBlk, VirtQueue
     from engine.stats import LockInfo, OpStats
@@ -64,6 +64,7 @@ __all__ = [
     "NodeStats",
     "OpStats",
     "OptionInfo",
+    "PauseStats",
     "ProbeResult",
     "QueueStats",
     "RefusedByPolicy",
@@ -106,7 +107,7 @@ _MODULES = {
         "Unsupported",
     ),
     "histogram": ("Histogram",),
-    "node": ("BlockNode", "BlockUser", "Extent", "NodeInfo", "NodeStats"),
+    "node": ("BlockNode", "BlockUser", "Extent", "NodeInfo", "NodeStats", "PauseStats"),
     "options": ("DriverInfo", "OptionInfo", "drivers"),
     "queue": ("QueueStats", "VirtQueue", "VirtioBlk"),
     "stats": ("LockInfo", "OpStats"),

@@ -13,7 +13,9 @@ from engine._buffers import IoVector, aligned_view
 from engine._handle import Closeable, Handle, Owner
 from engine._native import ffi, lib
 from engine.errors import invalid
+from engine.options import NativeOptions, flatten
 from engine.stats import OPERATIONS, OpStats, op_stats, record_of
+from engine.units import parse_time_ns
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -71,6 +73,15 @@ class NodeStats:
     channels: int
     in_flight: int
     op: dict[str, OpStats]
+
+
+@dataclass(frozen=True, slots=True)
+class PauseStats:
+    """How often changes of the graph made a user's requests wait, over all contexts; times in ns."""
+
+    count: int
+    total_ns: int
+    longest_ns: int
 
 
 def permission_bits(permissions: str | Iterable[str], field: str) -> int:
@@ -273,6 +284,12 @@ class BlockIO:
             )
 
 
+def _timeout_ns(timeout: float | str) -> int:
+    """For the C interface, where 0 stands for a default."""
+    nanoseconds = parse_time_ns(timeout) if isinstance(timeout, str) else round(timeout * 1e9)
+    return integer(max(nanoseconds, 1) if nanoseconds >= 0 else nanoseconds, "timeout", 1)
+
+
 def _range(length: int, offset: int) -> tuple[int, int]:
     length = integer(length, "length")
     offset = integer(offset, "offset")
@@ -411,10 +428,58 @@ class BlockNode(BlockIO, Closeable):
         label = f"user {name!r} of node {self._name!r}"
         return BlockUser(self, self._attach(name, permissions, shared, label, self._engine._handle), name)
 
+    # ---- changes under load ----
+
+    def insert_filter(self, driver: str, /, *, timeout: float | str = 30.0, **options: Any) -> BlockNode:
+        """Opens a filter above this node; all its users, nodes above included, use the filter from then on.
+
+        Their requests wait meanwhile, some microseconds as a rule. The filter is an ordinary node, whose
+        `close()` takes it out again: its users come back. Options as for `Engine.open`, without `file`.
+
+        LimitExceeded, naming node, context and request, when a request inside does not complete within
+        `timeout`: then nothing was changed. InvalidArgument for a driver that is no filter.
+        """
+        native = NativeOptions(flatten({"driver": driver, **options}))
+        limit = _timeout_ns(timeout)
+        with self._engine._handle.in_use(), self._handle.in_use():
+            below = self._live()
+            handle = Handle.make(
+                "engine_node_t",
+                lambda out, error: lib.engine_node_insert_filter(
+                    below, native.array, native.count, limit, out, error
+                ),
+                lambda pointer, error: lib.engine_node_remove_filter(pointer, 0, NULL, error),
+                "new filter",
+                self._engine._handle,
+            )
+            try:
+                node = self._engine._node_at(handle.pointer, handle, owned=True)
+            except BaseException:
+                handle.close()
+                raise
+        handle.label = f"node {node.name!r}"
+        return node
+
+    def replace_with(self, other: BlockNode, *, timeout: float | str = 30.0) -> None:
+        """All users of this node use another from then on, which is not smaller; both stay open.
+
+        LimitExceeded as for `insert_filter`; Conflict, naming both, where users do not go together.
+        """
+        self._engine._own(other, "other")
+        error = struct("engine_error")
+        with self._handle.in_use(), other._handle.in_use():
+            check(
+                lib.engine_node_replace(self._live(), other._live(), _timeout_ns(timeout), error),
+                error,
+                "replace",
+                self._handle.label,
+            )
+
     def close(self) -> None:
         """Closes the node, and the nodes that were opened along with it; idempotent.
 
-        Conflict, naming the users, while others than "python" are attached. A borrowed node is left alone.
+        An inserted filter is taken out first. Conflict, naming the users, while others than "python" are
+        attached. A borrowed node is left alone.
         """
         if not self._borrowed:
             self._handle.close()
@@ -447,7 +512,17 @@ class BlockUser(BlockIO, Owner):
 
     @property
     def node(self) -> BlockNode:
+        """The node that it was made on. Where a filter was inserted above that, it works on the filter."""
         return self._node
+
+    def pauses(self) -> PauseStats:
+        """How often changes of the graph made its requests wait, and for how long."""
+        stats = struct("engine_pause_stats")
+        with self._handle.in_use():
+            check(
+                lib.engine_user_get_pauses(self._handle.check(), stats), None, "pauses", self._handle.label
+            )
+        return record_of(PauseStats, stats)
 
     @property
     def size(self) -> int:

@@ -88,6 +88,7 @@ void AioContext::run() noexcept {
         if (config_.turn_mutex != nullptr) {
             stats_.lock_hold_ns.add(base::now_ns() - locked_ns);
             config_.turn_mutex->unlock();
+            config_.turn_mutex->give_way();
         }
         if (more || stopping_) continue;
         if (backend_->has_completions()) {

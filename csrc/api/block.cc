@@ -1,4 +1,6 @@
 // The C interface to nodes, users and blocking I/O.
+#include <algorithm>
+
 #include "api/handles.hh"
 
 using namespace engine;
@@ -45,11 +47,11 @@ int engine_node_get_info(engine_node_t* handle, engine_node_info* out) {
     info.request_alignment = node.request_alignment;
     info.memory_alignment = node.memory_alignment;
     info.max_transfer = node.max_transfer == UINT64_MAX ? 0 : node.max_transfer;
-    info.child_count = static_cast<uint32_t>(node.control->children.size());
     info.ops = node.native_ops;
     info.holes = node.holes ? 1 : 0;
     {
-        base::Guard guard(node.control->edges);
+        base::Guard guard(node.control->lists);
+        info.child_count = static_cast<uint32_t>(node.control->children.size());
         info.user_count = static_cast<uint32_t>(node.control->users.size());
     }
     return write_out(info, out);
@@ -57,6 +59,7 @@ int engine_node_get_info(engine_node_t* handle, engine_node_info* out) {
 
 engine_node_t* engine_node_get_child(engine_node_t* handle, uint32_t index, char* role, size_t role_size) {
     block::NodeControl& control = *unwrap(handle)->control;
+    base::Guard guard(control.lists);
     if (index >= control.children.size()) return nullptr;
     base::copy_text(role, role_size, control.children[index].role.c_str());
     return wrap(control.children[index].node);
@@ -66,7 +69,7 @@ int engine_node_get_stats(engine_node_t* handle, engine_context_t* context, engi
     block::NodeControl& control = *unwrap(handle)->control;
     if (int result = control.engine->check(nullptr, "query node", false); result != 0) return result;
     engine_node_stats stats{};
-    base::Guard guard(control.edges);
+    base::Guard guard(control.lists);
     for (const auto& channel : control.channels) {
         if (context != nullptr && channel->context != unwrap(context)) continue;
         stats.channels++;
@@ -96,22 +99,90 @@ int engine_user_create(engine_node_t* handle, const char* name, uint32_t permiss
 
 int engine_user_close(engine_user_t* handle, engine_error* error) {
     return guarded(error, "detach", [&] {
-        int result = unwrap(handle)->node->control->engine->check(error, "detach");
+        int result = unwrap(handle)->engine->check(error, "detach");
         return result != 0 ? result : block::close_user(unwrap(handle), error);
     });
 }
 
 namespace {
 
+constexpr uint64_t quiesce_timeout_ns = 30'000'000'000;
+
+uint64_t timeout_or_default(uint64_t timeout_ns) {
+    return timeout_ns == 0 ? quiesce_timeout_ns : timeout_ns;
+}
+
+}  // namespace
+
+int engine_node_insert_filter(engine_node_t* below, const engine_option* options, size_t count,
+                              uint64_t timeout_ns, engine_node_t** out, engine_error* error) {
+    return guarded(error, "insert", [&] {
+        block::OptionBag bag;
+        block::Node* node = nullptr;
+        int result = unwrap(below)->control->engine->check(error, "insert");
+        if (result == 0) result = bag.fill(options, count, error);
+        if (result == 0) {
+            result = block::insert_filter(unwrap(below), std::move(bag), timeout_or_default(timeout_ns),
+                                          &node, error);
+        }
+        if (result == 0) *out = wrap(node);
+        return result;
+    });
+}
+
+int engine_node_remove_filter(engine_node_t* filter, uint64_t timeout_ns, engine_node_t** freed,
+                              engine_error* error) {
+    return guarded(error, "remove", [&] {
+        block::Node* below = nullptr;
+        int result = unwrap(filter)->control->engine->check(error, "remove");
+        if (result == 0) {
+            result = block::remove_filter(unwrap(filter), timeout_or_default(timeout_ns), &below, error);
+        }
+        if (result == 0 && freed != nullptr) *freed = below == nullptr ? nullptr : wrap(below);
+        return result;
+    });
+}
+
+int engine_node_replace(engine_node_t* from, engine_node_t* to, uint64_t timeout_ns, engine_error* error) {
+    return guarded(error, "replace", [&] {
+        int result = unwrap(from)->control->engine->check(error, "replace");
+        return result != 0
+                   ? result
+                   : block::replace_node(unwrap(from), unwrap(to), timeout_or_default(timeout_ns), error);
+    });
+}
+
+int engine_user_get_pauses(engine_user_t* handle, engine_pause_stats* out) {
+    engine_pause_stats stats{};
+    unwrap(handle)->for_each_port([&](block::Port& port) {
+        stats.count += port.pauses.get();
+        stats.total_ns += port.pause_ns_total.get();
+        stats.longest_ns = std::max(stats.longest_ns, port.pause_ns_max.get());
+    });
+    return write_out(stats, out);
+}
+
+namespace {
+
 // A blocking call's request: it goes to the context as a message, and its completion wakes the caller.
 struct Call : block::Request {
-    block::Port port;
+    block::Port* port = nullptr;
     aio::Signal done;
+
+    // On the home thread, while the channel that it ended on is still there: a failure that nobody has told
+    // of.
+    void tell() noexcept {
+        if (result >= 0 || error == nullptr || error->kind != ENGINE_ERROR_NONE) return;
+        const char* name = channel->node->control->name.c_str();
+        base::fail_os(error, static_cast<int>(-result),
+                      {.node = name, .operation = op_name(op), .offset = offset, .request_id = id},
+                      "node %s: %s of %lu bytes at offset %lu failed", name, op_name(op), length, offset);
+    }
 };
 
 int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_error* error) {
     block::User* user = unwrap(handle);
-    Instance& engine = *user->node->control->engine;
+    Instance& engine = *user->engine;
     int result = engine.check(error, op_name(call->op));
     if (result != 0) return result;
     aio::AioContext* context = on == nullptr ? engine.main() : unwrap(on);
@@ -126,14 +197,23 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
     }
     base::clear(error);
     call->error = error;
-    call->complete = [](block::Request* request) { static_cast<Call*>(request)->done.set(); };
+    call->complete = [](block::Request* request) {
+        auto* self = static_cast<Call*>(request);
+        self->tell();
+        self->done.set();
+    };
     call->run = [](aio::Message* message) {
         auto* self = static_cast<Call*>(message);
-        block::submit(self->port, self);
+        block::submit(*self->port, self);
     };
     user->references.fetch_add_acq_rel(1);
-    result = context->send(call);
-    if (result == 0) call->done.wait();
+    if (call->op == Op::resize) {
+        result = block::resize_node(user, context, call->offset, quiesce_timeout_ns, error);
+        call->result = result;
+    } else {
+        result = context->send(call);
+        if (result == 0) call->done.wait();
+    }
     user->references.fetch_sub_acq_rel(1);
     context->let_go();
     if (result == 0 && call->result >= 0) {
@@ -142,12 +222,9 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
     }
     int errnum = static_cast<int>(result != 0 ? -result : -call->result);
     if (error != nullptr && error->kind == ENGINE_ERROR_NONE) {
-        const char* name = user->node->control->name.c_str();
-        base::fail_os(
-            error, errnum,
-            {.node = name, .operation = op_name(call->op), .offset = call->offset, .request_id = call->id},
-            "node %s: %s of %lu bytes at offset %lu failed", name, op_name(call->op), call->length,
-            call->offset);
+        base::fail_os(error, errnum, {.operation = op_name(call->op), .offset = call->offset},
+                      "user %s: %s at offset %lu failed", user->name.c_str(), op_name(call->op),
+                      call->offset);
     }
     return -errnum;
 }

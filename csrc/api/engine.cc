@@ -141,11 +141,8 @@ int engine_context_create(engine_t* handle, const engine_context_config* given, 
 engine_context_t* engine_context_find(engine_t* handle, const char* name) {
     Instance& engine = *unwrap(handle);
     if (engine.check(nullptr, "find context", false) != 0) return nullptr;
-    std::lock_guard guard(engine.control);
-    for (const auto& context : engine.contexts) {
-        if (context->name() == name) return wrap(context.get());
-    }
-    return nullptr;
+    aio::AioContext* found = block::find_context(engine, name);
+    return found == nullptr ? nullptr : wrap(found);
 }
 
 int engine_context_close(engine_context_t* handle, engine_error* error) {
@@ -169,11 +166,10 @@ int engine_context_close(engine_context_t* handle, engine_error* error) {
                               "context %s serves %ld queues, workloads or calls: close them first",
                               context->name().c_str(), static_cast<long>(holds));
         }
-        try {
-            block::drop_channels(engine, context);
-        } catch (const std::bad_alloc&) {
+        result = block::leave_context(engine, context, error);
+        if (result != 0) {
             context->allow_holds();
-            throw;
+            return result;
         }
         context->stop();
         std::lock_guard guard(engine.control);
@@ -197,10 +193,11 @@ int engine_close(engine_t* handle, engine_error* error) {
             for (block::Node* node : std::vector<block::Node*>(engine->nodes)) {
                 if (std::find(engine->nodes.begin(), engine->nodes.end(), node) == engine->nodes.end())
                     continue;
-                if (block::close_node(node, error) == 0) progress = true;
+                result = block::close_node(node, error);
+                if (result == 0) progress = true;
             }
         }
-        if (!engine->nodes.empty()) return -EBUSY;
+        if (!engine->nodes.empty()) return result;
         base::clear(error);  // what was in use at first
         for (auto it = engine->contexts.rbegin(); it != engine->contexts.rend(); ++it) (*it)->stop();
         delete engine;
@@ -249,23 +246,24 @@ int engine_lock_get(engine_t* handle, uint32_t index, engine_lock_info* out) {
     base::Histogram::reset(&info->wait_ns);
     base::Histogram::reset(&info->hold_ns);
     std::lock_guard guard(engine.control);
-    const base::Mutex* mutex = nullptr;
+    auto fill = [&info](const auto& lock) {
+        info->acquisitions = lock.acquisitions();
+        info->contended = lock.contended();
+        lock.read_profile(&info->wait_ns, &info->hold_ns);
+    };
     if (engine.locking == ENGINE_LOCKING_GLOBAL && index-- == 0) {
-        mutex = &engine.turn_mutex;
+        fill(engine.turn_mutex);
         base::copy_text(info->owner, "engine");
         base::copy_text(info->lock, "global");
     } else if (index < engine.nodes.size()) {
         const block::NodeControl& control = *engine.nodes[index]->control;
-        mutex = &control.edges;
+        fill(control.edges);
         info->rank = 1;
         base::copy_text(info->owner, control.name.c_str());
         base::copy_text(info->lock, "edges");
     } else {
         return -ENOENT;
     }
-    info->acquisitions = mutex->acquisitions();
-    info->contended = mutex->contended();
-    mutex->read_profile(&info->wait_ns, &info->hold_ns);
     return write_out(*info, out);
 }
 

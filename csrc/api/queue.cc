@@ -18,7 +18,7 @@ workload::Generator* unwrap(engine_workload_t* handle) {
     return reinterpret_cast<workload::Generator*>(handle);
 }
 Instance& engine_of(virtio::Disk& disk) {
-    return *disk.node().control->engine;
+    return disk.engine();
 }
 
 }  // namespace
@@ -67,7 +67,7 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
     int result = engine_of(queue.disk()).check(error, "queue request");
     if (result != 0) return result;
     base::Where where{
-        .node = queue.disk().node().control->name.c_str(), .operation = "queue request", .offset = offset};
+        .node = queue.disk().node_name().c_str(), .operation = "queue request", .offset = offset};
     aio::Signal called;
     virtio::BlkDriver driver;
     virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::Signal*>(opaque)->set(); }, &called};

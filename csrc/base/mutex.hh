@@ -1,8 +1,11 @@
 // A short mutex with a profile, which is written under the mutex itself and may be read by any thread.
 #pragma once
 
+#include <time.h>
+
 #include <mutex>
 
+#include "base/atomic.hh"
 #include "base/clock.hh"
 #include "base/lock_profile.hh"
 
@@ -35,8 +38,12 @@ class ENGINE_CAPABILITY("mutex") Mutex {
         uint64_t waited = 0;
         if (!mutex_.try_lock()) {
             uint64_t start = now_ns();
+            uint64_t nobody = 0;
+            waiters_.fetch_add_acq_rel(1);
+            waiting_since_ns_.compare_exchange_acq_rel(nobody, start);
             mutex_.lock();
             uint64_t end = now_ns();
+            waiting_since_ns_.store_relaxed(waiters_.fetch_sub_acq_rel(1) > 1 ? end : 0);
             waited = end > start ? end - start : 1;
         }
         profile_.acquired(waited);
@@ -54,6 +61,14 @@ class ENGINE_CAPABILITY("mutex") Mutex {
         return held;
     }
 
+    // For who takes it over and over, between unlock() and lock(): an ordinary mutex goes to whoever comes
+    // first, and a thread that must be woken never does. Past a millisecond somebody else has his turn.
+    void give_way() noexcept {
+        uint64_t since = waiting_since_ns_.load_relaxed();
+        if (since == 0 || now_ns() < since + patience_ns) return;
+        for (timespec pause{0, 20000}; waiting_since_ns_.load_relaxed() == since;) nanosleep(&pause, nullptr);
+    }
+
     // Before its first use.
     void enable_profile() { profile_.enable(); }
     uint64_t acquisitions() const noexcept { return profile_.acquisitions(); }
@@ -63,7 +78,11 @@ class ENGINE_CAPABILITY("mutex") Mutex {
     }
 
   private:
+    static constexpr uint64_t patience_ns = 1'000'000;
     std::mutex mutex_;
+    Atomic<uint32_t> waiters_{0};
+    Atomic<uint64_t> waiting_since_ns_{
+        0};  // of those who wait, since the last of them had it; 0: nobody waits
     LockProfile profile_;
     uint64_t locked_at_ns_ = 0;
 };

@@ -30,8 +30,7 @@ struct SubRequest : Request {
     }
     // Straight to the driver: the request that it works for has been checked.
     void submit(Channel& on) noexcept {
-        channel = &on;
-        on.in_flight.add(1);
+        enter(on, this);
         on.node->driver->submit(on, this);
     }
 };

@@ -1,5 +1,5 @@
-// Opening and closing nodes; making channels. Control plane: foreign threads, serialised by Instance::control
-// for the registry alone, so that a slow open holds up nobody else.
+// Opening and closing nodes. What may block (a driver's open and close) runs on the foreign thread that
+// asked; what changes the graph is a task on main, so that a slow open holds up nobody else.
 #include "block/graph.hh"
 
 #include <sys/mman.h>
@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "base/error.hh"
+#include "block/graph_tasks.hh"
 #include "block/registry.hh"
 
 namespace engine {
@@ -40,12 +41,7 @@ constexpr uint32_t child_read_permissions = ENGINE_PERM_CONSISTENT_READ;
 constexpr uint32_t child_shared = ENGINE_PERM_CONSISTENT_READ | ENGINE_PERM_WRITE_UNCHANGED;
 
 struct NodeDeleter {
-    void operator()(Node* node) const {
-        delete node->control;
-        size_t bytes = node->mapped_bytes;
-        node->~Node();
-        munmap(node, bytes);
-    }
+    void operator()(Node* node) const { free_node(node); }
 };
 using NodeOwner = std::unique_ptr<Node, NodeDeleter>;
 
@@ -92,20 +88,59 @@ int find_named(Instance& engine, const std::string& name, Node** out, const char
                       role, name.c_str(), role, role);
 }
 
-void close_children(NodeControl& control) {
-    for (Child& child : control.children) {
-        if (child.user != nullptr) close_user(child.user, nullptr);
-        if (child.owned) close_node(child.node, nullptr);
+// On main, where nobody else looks at the edges of a node that is being opened, or holding those of its
+// children. Takes no memory: closing must not stop half-way.
+void forget_edges(Node& node) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+    for (Child& child : node.control->children) {
+        base::Guard guard(child.node->control->lists);
+        std::erase(child.node->control->users, child.user);
     }
-    control.children.clear();
 }
 
-int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag, engine_error* error) {
-    std::string user_name =
-        "node " + node.control->name;  // first: once the child is there nothing may fail unseen
+// Frees a node that nobody can find any more, with its edges forgotten, once no task on main waits for it
+// either. Takes no memory.
+void retire_node(Instance& engine, Node* node) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+    for (Child& child : node->control->children) delete child.user;
+    engine.main()->call_and_wait([&] {
+        {
+            std::lock_guard guard(engine.control);
+            std::erase(engine.nodes, node);
+        }
+        node->control->closing = node->control->dead = true;
+        if (node->control->pins == 0) free_node(node);
+    });
+}
+
+// A node that could not be opened after all, or what was opened along with it: without users and channels it
+// goes without taking memory. What somebody uses meanwhile stays, for the engine to close.
+void abandon_node(Instance& engine, Node* node,
+                  bool driver_opened) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+    if (driver_opened && node->driver->close != nullptr) node->driver->close(*node);
+    engine.main()->call_and_wait([node] { forget_edges(*node); });
+    for (Child& child : node->control->children) {
+        bool unused = false;
+        engine.main()->call_and_wait([&] {
+            base::Guard guard(child.node->control->lists);
+            unused = child.node->control->users.empty() && child.node->control->channels.empty() &&
+                     !child.node->control->working;
+        });
+        if (!child.owned) continue;
+        if (unused) {
+            abandon_node(engine, child.node, true);
+        } else {
+            close_node(child.node, nullptr);
+        }
+    }
+    retire_node(engine, node);
+}
+
+int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag, bool inserting,
+               engine_error* error) {
+    std::string user_name = "node " + node.control->name;
     OptionBag nested = bag->take(def.role);
     const std::string* reference = bag->find(def.role);
-    Child child{.role = def.role, .node = nullptr, .user = nullptr, .owned = false};
+    std::string referred;
+    Node* opened = nullptr;
     int result = 0;
     if (reference != nullptr) {
         if (!nested.all().empty()) {
@@ -114,7 +149,9 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
                 "option '%s' names node '%s', and '%s.%s' describes a new one: give one of the two", def.role,
                 reference->c_str(), def.role, nested.all().begin()->first.c_str());
         }
-        result = find_named(engine, *reference, &child.node, def.role, error);
+        Node* found = nullptr;
+        result = find_named(engine, *reference, &found, def.role, error);
+        referred = *reference;
         bag->erase(def.role);
     } else {
         if (std::strcmp(def.role, "file") == 0) move_to_file(*node.driver, bag, &nested);
@@ -125,15 +162,26 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
                               node.driver->name, def.role, def.role);
         }
         inherit(*bag, &nested);
-        result = open_node(engine, std::move(nested), &child.node, error);
-        child.owned = result == 0;
+        result = open_node(engine, std::move(nested), &opened, error);
     }
     if (result != 0) return result;
-    node.control->children.push_back(std::move(child));  // there is room, see set_up
-    Child& kept = node.control->children.back();
-    return create_user(kept.node, user_name.c_str(),
-                       node.read_only ? child_read_permissions : child_permissions, child_shared, &kept.user,
-                       error);
+    Edge edge{.engine = &engine,
+              .parent = &node,
+              .role = def.role,
+              .node = opened,
+              .name = opened == nullptr ? &referred : nullptr,
+              .owned = opened != nullptr,
+              .inserting = inserting};
+    User* user = nullptr;
+    try {
+        result =
+            create_edge(edge, user_name.c_str(), node.read_only ? child_read_permissions : child_permissions,
+                        child_shared, &user, error);
+    } catch (const std::bad_alloc&) {
+        result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "open: out of memory");
+    }
+    if (result != 0 && opened != nullptr) abandon_node(engine, opened, true);
+    return result;
 }
 
 int name_node(Instance& engine, Node& node, const OptionBag& bag, engine_error* error) {
@@ -152,22 +200,35 @@ int name_node(Instance& engine, Node& node, const OptionBag& bag, engine_error* 
         }
     }
     node.control->name = std::move(name);
+    node.control->id = engine.next_node_id++;
+    node.control->edges.set_label({.name = "edges",
+                                   .owner = node.control->name.c_str(),
+                                   .rank = coro::LockRank::edges,
+                                   .id = node.control->id});
     engine.nodes.push_back(&node);  // taken from here on; nobody can attach before open_node returns it
     return 0;
 }
 
-void forget_node(Instance& engine, Node& node) {
-    std::lock_guard guard(engine.control);
-    std::erase(engine.nodes, &node);
+int find_home(Instance& engine, Node& node, const Options& options, engine_error* error) {
+    const std::string& name = options.text("context");
+    aio::AioContext* home = find_context(engine, name);
+    if (home == nullptr || !home->hold()) {
+        return base::fail(error, ENGINE_ERROR_INVALID, ENOENT, {.operation = "open", .field = "context"},
+                          "option 'context': there is no context '%s'", name.c_str());
+    }
+    node.control->home = home;
+    return 0;
 }
 
-int set_up(Instance& engine, Node& node, OptionBag& bag, engine_error* error) {
+// `held`: the home, which stays until the node is open.
+int set_up(Instance& engine, Node& node, OptionBag& bag, bool inserting, aio::AioContext** held,
+           engine_error* error) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
     const std::string* read_only = bag.find("read-only");
     node.read_only = read_only != nullptr &&
                      (*read_only == "on" || *read_only == "true" || *read_only == "yes" || *read_only == "1");
     node.control->children.reserve(node.driver->children.size());
     for (const ChildDef& def : node.driver->children) {
-        int result = open_child(engine, node, def, &bag, error);
+        int result = open_child(engine, node, def, &bag, inserting, error);
         if (result != 0) return result;
     }
     Options options;
@@ -176,6 +237,9 @@ int set_up(Instance& engine, Node& node, OptionBag& bag, engine_error* error) {
     node.read_only = options.boolean("read-only");
     node.no_flush = options.boolean("cache.no-flush");
     node.ignore_discard = options.text("discard") == "ignore";
+    result = find_home(engine, node, options, error);
+    if (result != 0) return result;
+    *held = node.control->home;
     result = node.driver->open(node, {options, node.read_only, error});
     if (result != 0 && error != nullptr && error->node[0] == '\0') {
         base::copy_text(error->node, node.control->name.c_str());
@@ -183,10 +247,12 @@ int set_up(Instance& engine, Node& node, OptionBag& bag, engine_error* error) {
     return result;
 }
 
-// No longer found by a closing context, and not in its hands either.
-void retire_node(Instance& engine, Node& node) {
-    forget_node(engine, node);
-    std::lock_guard guard(engine.dropping);
+Task<int> start_work(Instance& engine, Node* node, engine_error* error) {
+    EdgeLocks locks(engine);
+    int result =
+        co_await lock_edges(engine, locks, [node](std::vector<Node*>& wanted) { add_subtree(node, wanted); });
+    if (result == 0) result = co_await start_home(engine, node, error);
+    co_return result;
 }
 
 }  // namespace
@@ -199,40 +265,72 @@ Node* find_node(Instance& engine, std::string_view name) {
     return nullptr;
 }
 
-int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error) {
+int find_driver(const OptionBag& bag, const Driver** out, engine_error* error) {
     const std::string* name = bag.find("driver");
-    const Driver* driver = name == nullptr ? nullptr : find_driver(*name);
-    if (driver == nullptr) {
-        std::string known;
-        for (const Driver* d : drivers()) known += std::string(known.empty() ? "" : ", ") + d->name;
-        return base::fail(error, ENGINE_ERROR_INVALID, name == nullptr ? EINVAL : ENOENT,
-                          {.operation = "open", .field = "driver"}, "%s%s%s; there are: %s",
-                          name == nullptr ? "option 'driver' is missing" : "there is no driver '",
-                          name == nullptr ? "" : name->c_str(), name == nullptr ? "" : "'", known.c_str());
+    *out = name == nullptr ? nullptr : find_driver(*name);
+    if (*out != nullptr) return 0;
+    std::string known;
+    for (const Driver* d : drivers()) known += std::string(known.empty() ? "" : ", ") + d->name;
+    return base::fail(error, ENGINE_ERROR_INVALID, name == nullptr ? EINVAL : ENOENT,
+                      {.operation = "open", .field = "driver"}, "%s%s%s; there are: %s",
+                      name == nullptr ? "option 'driver' is missing" : "there is no driver '",
+                      name == nullptr ? "" : name->c_str(), name == nullptr ? "" : "'", known.c_str());
+}
+
+int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error) {
+    const Driver* driver = nullptr;
+    int result = find_driver(bag, &driver, error);
+    return result != 0 ? result : open_node(engine, *driver, std::move(bag), out, error);
+}
+
+aio::AioContext* find_context(Instance& engine, std::string_view name) {
+    std::lock_guard guard(engine.control);
+    for (const auto& context : engine.contexts) {
+        if (context->name() == name) return context.get();
     }
-    return open_node(engine, *driver, std::move(bag), out, error);
+    return nullptr;
+}
+
+void free_node(Node* node) noexcept {
+    delete node->control;
+    size_t bytes = node->mapped_bytes;
+    node->~Node();
+    munmap(node, bytes);
 }
 
 int open_node(Instance& engine, const Driver& driver, OptionBag bag, Node** out, engine_error* error) {
+    return open_node(engine, driver, std::move(bag), false, out, error);
+}
+
+int open_node(Instance& engine, const Driver& driver, OptionBag bag, bool inserting, Node** out,
+              engine_error* error) {
     if (bag.find("driver") == nullptr) bag.set("driver", driver.name);
     NodeOwner node = allocate_node(driver);
     if (node == nullptr) {
         return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "no memory for a node");
     }
     node->control->engine = &engine;
+    node->control->home = engine.main();
     if (engine.lock_profile) node->control->edges.enable_profile();
     int result = name_node(engine, *node, bag, error);
     if (result != 0) return result;
+    bool driver_opened = false;
+    aio::AioContext* held = nullptr;
     try {
-        result = set_up(engine, *node, bag, error);
+        result = set_up(engine, *node, bag, inserting, &held, error);
+        driver_opened = result == 0;
+        if (result == 0 && driver.start_home != nullptr) {
+            result = on_main(engine, error, "open", [&] { return start_work(engine, node.get(), error); });
+        }
     } catch (const std::bad_alloc&) {
         result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "open: out of memory");
     }
     if (result != 0) {
-        close_children(*node->control);
-        retire_node(engine, *node);
-        return result;
+        if (driver_opened) on_main(engine, [&] { return drop_channels_of(engine, node.get(), nullptr); });
+        abandon_node(engine, node.release(), driver_opened);
     }
+    if (held != nullptr) held->let_go();
+    if (result != 0) return result;
     std::lock_guard guard(engine.control);
     node->control->open = true;
     *out = node.release();
@@ -241,123 +339,60 @@ int open_node(Instance& engine, const Driver& driver, OptionBag bag, Node** out,
 
 namespace {
 
-// On the channel's home thread, with nothing in flight.
-void destroy_channel(Channel& channel) {
-    ENGINE_CHECK(channel.in_flight.get() == 0);
-    if (channel.node->driver->close_channel != nullptr) channel.node->driver->close_channel(channel);
-    channel.state_memory.reset();
+int in_use(Node* node, engine_error* error) {
+    NodeControl& control = *node->control;
+    base::Guard guard(control.lists);
+    if (control.users.empty()) return 0;
+    std::string names;
+    for (const User* user : control.users) names += (names.empty() ? "'" : ", '") + user->name + "'";
+    return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY,
+                      {.node = control.name.c_str(), .operation = "close"},
+                      "node %s is in use by %s: close them first", control.name.c_str(), names.c_str());
 }
 
-// Takes a channel out of the node's hands: that on a context, or any. Null: there is none.
-std::unique_ptr<Channel> take_channel(Node* node, const aio::AioContext* only) noexcept {
-    base::Guard guard(node->control->edges);
-    auto& channels = node->control->channels;
-    for (auto& channel : channels) {
-        if (only != nullptr && channel->context != only) continue;
-        std::swap(channel, channels.back());
-        std::unique_ptr<Channel> taken = std::move(channels.back());
-        channels.pop_back();
-        return taken;
-    }
-    return nullptr;
-}
-
-// Needs no memory: closing must not stop half-way.
-void drop_channels_of(Node* node, const aio::AioContext* only) noexcept {
-    while (std::unique_ptr<Channel> channel = take_channel(node, only)) {
-        Channel* raw = channel.get();
-        // A context that has closed meanwhile touches no channel any more.
-        if (raw->context->call_and_wait([raw] { destroy_channel(*raw); }) != 0) destroy_channel(*raw);
+// A node and, below it, what was opened along with it and has no other user; parents first.
+void find_doomed(Node* node, std::vector<Node*>& doomed) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+    doomed.push_back(node);
+    for (Child& child : node->control->children) {
+        if (child.owned && child.node->control->users.size() == 1) find_doomed(child.node, doomed);
     }
 }
 
-Channel* find_channel(Node* node, const aio::AioContext* context) {
-    base::Guard guard(node->control->edges);
-    for (auto& channel : node->control->channels) {
-        if (channel->context == context) return channel.get();
+// What of closing a node concerns the graph. Afterwards nobody can find those that are doomed, or attach to
+// them.
+Task<int> detach_nodes(Instance& engine, Node* node, std::vector<Node*>* doomed, engine_error* error) {
+    EdgeLocks locks(engine);
+    int result =
+        co_await lock_edges(engine, locks, [node](std::vector<Node*>& wanted) { add_subtree(node, wanted); });
+    if (result == 0) result = in_use(node, error);
+    if (result != 0) co_return result;
+    find_doomed(node, *doomed);
+    for (size_t i = 0; i < doomed->size(); i++) {
+        result = co_await stop_home(engine, (*doomed)[i]);
+        if (result < 0) co_return result;
     }
-    return nullptr;
-}
-
-// On the context's home thread: memory is first touched where it will be used.
-int make_channel(Node* node, aio::AioContext* context, Channel** out) {
-    if ((*out = find_channel(node, context)) != nullptr) return 0;
-    auto channel = std::make_unique<Channel>();
-    channel->node = node;
-    channel->context = context;
-    channel->children.reserve(node->control->children.size());
-    for (const Child& child : node->control->children) {
-        Channel* below = nullptr;
-        int result = make_channel(child.node, context, &below);
-        if (result != 0) return result;
-        channel->children.push_back(below);
+    result = co_await drop_channels(engine, *doomed);
+    if (result != 0) co_return result;
+    for (Node* gone : *doomed) {
+        gone->control->closing = true;
+        forget_edges(*gone);
     }
-    if (node->driver->channel_state_size != 0) {
-        channel->state_memory = std::make_unique<std::byte[]>(node->driver->channel_state_size);
-    }
-    base::Guard guard(node->control->edges);
-    node->control->channels.reserve(node->control->channels.size() + 1);
-    if (node->driver->open_channel != nullptr) {
-        int result = node->driver->open_channel(*channel);
-        if (result != 0) return result;
-    }
-    *out = channel.get();
-    node->control->channels.push_back(std::move(channel));
-    return 0;
+    std::lock_guard guard(engine.control);
+    for (Node* gone : *doomed) gone->control->open = false;
+    co_return 0;
 }
 
 }  // namespace
 
 int close_node(Node* node, engine_error* error) {
-    NodeControl& control = *node->control;
-    {
-        base::Guard guard(control.edges);
-        if (!control.users.empty()) {
-            std::string names;
-            for (const User* user : control.users) names += (names.empty() ? "'" : ", '") + user->name + "'";
-            return base::fail(
-                error, ENGINE_ERROR_CONFLICT, EBUSY, {.node = control.name.c_str(), .operation = "close"},
-                "node %s is in use by %s: close them first", control.name.c_str(), names.c_str());
-        }
+    Instance& engine = *node->control->engine;
+    std::vector<Node*> doomed;
+    int result = on_main(engine, error, "close", [&] { return detach_nodes(engine, node, &doomed, error); });
+    if (result != 0) return result;
+    for (Node* gone : doomed) {
+        if (gone->driver->close != nullptr) gone->driver->close(*gone);
+        retire_node(engine, gone);
     }
-    drop_channels_of(node, nullptr);
-    retire_node(*control.engine, *node);
-    if (node->driver->close != nullptr) node->driver->close(*node);
-    close_children(control);
-    NodeOwner owner(node);
-    return 0;
-}
-
-void drop_channels(Instance& engine, aio::AioContext* context) {
-    std::lock_guard one_at_a_time(engine.dropping);
-    std::vector<Node*> nodes;
-    {
-        std::lock_guard guard(engine.control);
-        nodes = engine.nodes;
-    }
-    for (Node* node : nodes) drop_channels_of(node, context);
-}
-
-int open_port(User* user, aio::AioContext* context, Port* out, engine_error* error) {
-    Channel* channel = find_channel(user->node, context);
-    if (channel == nullptr) {
-        int made = 0;
-        int result = context->call_and_wait([&] {
-            try {
-                made = make_channel(user->node, context, &channel);
-            } catch (const std::bad_alloc&) {
-                made = -ENOMEM;
-            }
-        });
-        if (result == 0) result = made;
-        if (result != 0) {
-            return base::fail_os(error, -result,
-                                 {.node = user->node->control->name.c_str(), .operation = "attach"},
-                                 "node %s: cannot make a channel on context %s",
-                                 user->node->control->name.c_str(), context->name().c_str());
-        }
-    }
-    *out = {channel, user, user->allowed_ops};
     return 0;
 }
 

@@ -5,7 +5,7 @@
 //   nothing there is written once the node is open (resize alone stores `bytes`): tests make the pages
 //   read-only under load. What changes is in NodeControl, which the request path never touches.
 // Channel: the pair node x context. Written by its context alone; holds its children's channels in that
-// context.
+// context, which change only while nothing is inside the node: a driver keeps no copy of them.
 #pragma once
 
 #include <engine/block.h>
@@ -18,8 +18,12 @@
 #include "base/assert.hh"
 #include "base/atomic.hh"
 #include "base/mutex.hh"
+#include "block/in_flight.hh"
 #include "block/options.hh"
+#include "block/port.hh"
 #include "block/request.hh"
+#include "coro/mutex.hh"
+#include "coro/task.hh"
 
 namespace engine {
 struct Instance;  // engine_t
@@ -61,6 +65,15 @@ struct Driver {
     // Home thread. The request has been checked against the node's limits; ends with finish(), not from in
     // here.
     void (*submit)(Channel& channel, Request* request);
+    // Passes on what it gets to its one child, `file`: may be inserted above a node and removed under load.
+    bool filter = false;
+    // Background work of a node, on its home context: the channel is that of the home. May be null.
+    // Afterwards such work may run; -errno leaves the node closed.
+    int (*start_home)(Channel& home) = nullptr;
+    // Ends when nothing of it runs and nothing will.
+    coro::Task<int> (*stop_home)(Channel& home) = nullptr;
+    // With nothing inside the node: whatever still depends on the children as they are is brought to its end.
+    coro::Task<int> (*settle)(Channel& home) = nullptr;
 };
 
 class Node {
@@ -97,6 +110,7 @@ class alignas(128) Channel {
   public:
     Node* node;
     aio::AioContext* context;
+    InFlightList requests;  // inside the node on this context
     base::Counter in_flight;
     OpCounters op[op_count];
     std::vector<Channel*> children;  // in the driver's order of roles
@@ -117,40 +131,96 @@ struct Child {
     bool owned;  // opened with this node, and closed with it
 };
 
-// Everything about a node that the request path does not need.
+// Everything about a node that the request path does not need. The lists change on the thread of `main`
+// alone, by tasks that hold `edges` from their first look to their last change; `lists` is for those
+// elsewhere who read, and for the moment of the change.
 struct NodeControl {
     Instance* engine = nullptr;
+    uint64_t id = 0;  // in order of making: the order in which several `edges` are locked
     std::string name;
     std::string filename;
-    bool open = false;  // guarded by Instance::control: until then it has its name, and nobody finds it
-    base::Mutex edges;  // rank 1: children, parents, users, channels
-    std::vector<Child> children;
-    std::vector<User*> users ENGINE_GUARDED_BY(edges);
-    std::vector<std::unique_ptr<Channel>> channels ENGINE_GUARDED_BY(edges);
+    aio::AioContext* home = nullptr;  // changes on the thread of main, under `edges`
+    bool open = false;     // guarded by Instance::control: until then it has its name, and nobody finds it
+    bool working = false;  // start_home has succeeded; on the thread of main
+    unsigned pins = 0;     // tasks on main that wait for `edges`
+    bool closing = false;  // no attaching any more; on the thread of main, under `edges`
+    bool dead = false;     // freed with the last pin
+    coro::Mutex edges;     // rank 1
+    base::Mutex lists;     // short
+    std::vector<Child> children ENGINE_GUARDED_BY(lists);
+    std::vector<User*> users ENGINE_GUARDED_BY(lists);
+    std::vector<std::unique_ptr<Channel>> channels ENGINE_GUARDED_BY(lists);
 };
 
 // Who does I/O on a node, with what permissions. Names itself in conflicts.
 class User {
   public:
-    Node* node;
-    std::string name;
-    uint32_t permissions;
-    uint32_t shared;
-    uint32_t allowed_ops;                  // bit(Op), from the permissions
+    Instance* const engine;
+    const std::string name;
+    const uint32_t permissions;
+    const uint32_t shared;
+    const uint32_t allowed_ops;  // bit(Op), from the permissions
+    Node* const parent;          // an edge: the node above, which uses this one by a role; else null
     base::Atomic<uint32_t> references{0};  // workloads, disks, calls under way
-};
+    bool retiring = false;  // the edge of a filter that nobody uses any more; on the thread of main
 
-// Where a user's requests enter the graph on one context. Home thread only.
-struct Port {
-    Channel* channel = nullptr;
-    const User* user = nullptr;
-    uint32_t allowed_ops = 0;
+    User(Instance* owner, Node* target, const char* title, uint32_t wants, uint32_t shares, uint32_t ops,
+         Node* above)
+        : engine(owner),
+          name(title),
+          permissions(wants),
+          shared(shares),
+          allowed_ops(ops),
+          parent(above),
+          node_(target) {}
+    // On the thread of main: the node that it is attached to now.
+    Node* node() const noexcept { return node_; }
+    void move_to(Node* node) noexcept { node_ = node; }
+    // Any thread. Null: there is none yet.
+    Port* find_port(const aio::AioContext* context) noexcept {
+        base::Guard guard(lists_);
+        for (auto& port : ports_) {
+            if (port->context == context) return port.get();
+        }
+        return nullptr;
+    }
+    // On the thread of main, under the node's edges.
+    void add_port(std::unique_ptr<Port> port) {
+        base::Guard guard(lists_);
+        ports_.push_back(std::move(port));
+    }
+    // What find_port() gave for that context is gone.
+    std::unique_ptr<Port> take_port(const aio::AioContext* context) noexcept {
+        base::Guard guard(lists_);
+        for (auto& port : ports_) {
+            if (port->context != context) continue;
+            std::swap(port, ports_.back());
+            std::unique_ptr<Port> taken = std::move(ports_.back());
+            ports_.pop_back();
+            return taken;
+        }
+        return nullptr;
+    }
+    template <class F>
+    void for_each_port(F&& f) noexcept {
+        base::Guard guard(lists_);
+        for (auto& port : ports_) f(*port);
+    }
+
+  private:
+    Node* node_;
+    base::Mutex lists_;  // short
+    std::vector<std::unique_ptr<Port>> ports_ ENGINE_GUARDED_BY(lists_);
 };
 
 // --- the request path, home thread only
 
-// Entry: permission, id, then the generic layer. Completes through request->complete, never inside.
-void submit(const Port& port, Request* request) noexcept;
+// Counts a request in, for a driver that gets it without the request layer.
+inline void enter(Channel& channel, Request* request) noexcept {
+    request->channel = &channel;
+    channel.in_flight.add(1);
+    channel.requests.enter(request);
+}
 // From a parent to its child's channel: the edge holds the permissions.
 void submit_child(Channel& channel, Request* request) noexcept;
 // A driver is done with a request. Not from inside its own submit().
@@ -159,6 +229,7 @@ inline void finish(Request* request, int64_t result) noexcept {
     OpCounters& counters = channel.op[static_cast<unsigned>(request->op)];
     request->result = result;
     channel.in_flight.subtract(1);
+    channel.requests.leave(request, channel.executor());
     counters.requests.increment();
     if (ENGINE_LIKELY(result >= 0)) {
         counters.bytes.add(request->length);

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdio>
 
+#include "base/clock.hh"
 #include "base/error.hh"
 #include "block/emulate.hh"
 #include "block/node.hh"
@@ -147,8 +148,7 @@ bool writes(Op op) noexcept {
 
 void submit_child(Channel& channel, Request* request) noexcept {
     ENGINE_ASSERT(channel.context->on_home());
-    request->channel = &channel;
-    channel.in_flight.add(1);
+    enter(channel, request);
     const Node& node = *channel.node;
     bool data = request->op == Op::read || (request->op == Op::write && !node.read_only);
     if (ENGINE_LIKELY(data && request->length != 0 && plain(node, *request))) {
@@ -158,16 +158,59 @@ void submit_child(Channel& channel, Request* request) noexcept {
     }
 }
 
-void submit(const Port& port, Request* request) noexcept {
-    request->id = port.channel->context->next_request_id();
+void submit(Port& port, Request* request) noexcept {
+    request->id = port.context->next_request_id();
     if (ENGINE_UNLIKELY((port.allowed_ops & bit(request->op)) == 0)) {
-        request->channel = port.channel;
-        port.channel->in_flight.add(1);
-        fail_later(request, ENGINE_ERROR_REFUSED, EPERM, "user %s holds no permission to %s on node %s",
-                   port.user->name.c_str(), op_name(request->op), port.channel->node->control->name.c_str());
+        port.hold_or_refuse(request);
         return;
     }
     submit_child(*port.channel, request);
+}
+
+void Port::park() noexcept {
+    ENGINE_ASSERT(context->on_home());
+    if (parks_++ != 0) return;
+    allowed_ops = 0;
+    parked_at_ns_ = base::now_ns();
+}
+
+void Port::unpark() noexcept {
+    ENGINE_ASSERT(context->on_home());
+    ENGINE_CHECK(parks_ != 0);
+    if (--parks_ != 0) return;
+    uint64_t paused_ns = base::now_ns() - parked_at_ns_;
+    pauses.increment();
+    pause_ns_total.add(paused_ns);
+    if (paused_ns > pause_ns_max.get()) pause_ns_max.set(paused_ns);
+    allowed_ops = ops_;
+    // They have their ids, and come before any that is submitted later.
+    while (aio::Message* message = waiting_.pop()) {
+        submit_child(*channel, static_cast<Request*>(message));
+    }
+}
+
+void Port::hold_or_refuse(Request* request) noexcept {
+    if (parked() && (ops_ & bit(request->op)) != 0) {
+        waiting_.push(request);
+        return;
+    }
+    enter(*channel, request);
+    fail_later(request, ENGINE_ERROR_REFUSED, EPERM, "user %s holds no permission to %s on node %s",
+               user->name.c_str(), op_name(request->op), channel->node->control->name.c_str());
+}
+
+bool Port::withdraw(Request* request) noexcept {
+    bool found = false;
+    base::Queue<aio::Message> rest;
+    while (aio::Message* message = waiting_.pop()) {
+        if (message == request) {
+            found = true;
+        } else {
+            rest.push(message);
+        }
+    }
+    while (aio::Message* message = rest.pop()) waiting_.push(message);
+    return found;
 }
 
 }  // namespace engine::block

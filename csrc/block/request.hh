@@ -7,6 +7,7 @@
 
 #include "aio/backend.hh"
 #include "aio/inbox.hh"
+#include "block/in_flight.hh"
 
 namespace engine::block {
 
@@ -29,7 +30,7 @@ constexpr uint32_t bit(Op op) noexcept {
 }
 
 // Where a driver of this request keeps what it needs: the first line is hot, the rest for real I/O.
-struct Request : aio::Message {
+struct Request : aio::Message, InFlightLink {
     // --- set by the submitter
     void (*complete)(Request*) = nullptr;  // on the home thread, exactly once, never inside submit()
     uint64_t offset = 0;                   // bytes

@@ -23,7 +23,6 @@ struct RawRequest : Request {
 
 struct RawChannel {
     RequestPool<RawRequest> pool;
-    Channel* child = nullptr;
 };
 
 int refuse(const OpenArguments& arguments, const char* field, const char* what, uint64_t value,
@@ -71,8 +70,7 @@ int raw_open(Node& node, const OpenArguments& arguments) {
 }
 
 int raw_open_channel(Channel& channel) {
-    auto* own = new (channel.state_memory.get()) RawChannel;
-    own->child = channel.children[0];
+    new (channel.state_memory.get()) RawChannel;
     return 0;
 }
 
@@ -140,7 +138,7 @@ void raw_submit(Channel& channel, Request* request) {
     child->error = request->error;
     child->extents = request->extents;
     child->extent_capacity = request->extent_capacity;
-    submit_child(*own.child, child);
+    submit_child(*channel.children[0], child);
 }
 
 const OptionDef options[] = {

@@ -160,7 +160,7 @@ void BlkQueue::get_id(Slot* slot) noexcept {
 }
 
 void BlkQueue::submit(Slot* slot) noexcept {
-    block::submit(port_, &slot->request);
+    block::submit(*port_, &slot->request);
 }
 
 void BlkQueue::completed(block::Request* request) noexcept {
@@ -199,7 +199,7 @@ void BlkQueue::break_queue(engine_error_kind kind, const char* field, const char
     if (broken_) return;
     broken_ = true;
     base::fail(&error_, kind, EPROTO,
-               {.node = disk_.node().control->name.c_str(), .operation = "virtqueue", .field = field},
+               {.node = disk_.node_name().c_str(), .operation = "virtqueue", .field = field},
                "queue %u of user '%s': %s; the queue is stopped until its driver is attached anew", index_,
                disk_.user()->name.c_str(), reason);
     broken_flag_.set(1);
@@ -235,8 +235,7 @@ int BlkQueue::open(engine_error* error) {
     result = context_.call_and_wait([&] { made = make_slots(); });
     if (result == 0) result = made;
     if (result == 0) return 0;
-    return base::fail_os(error, -result,
-                         {.node = disk_.node().control->name.c_str(), .operation = "make disk"},
+    return base::fail_os(error, -result, {.node = disk_.node_name().c_str(), .operation = "make disk"},
                          "queue %u of user '%s': cannot set up %u descriptors on context %s", index_,
                          disk_.user()->name.c_str(), disk_.config().queue_size, context_.name().c_str());
 }
@@ -260,7 +259,7 @@ int BlkQueue::make_slots() noexcept {
 }
 
 int BlkQueue::refuse_start(const RingConfig& config, engine_error* error) {
-    base::Where where{.node = disk_.node().control->name.c_str(), .operation = "attach driver"};
+    base::Where where{.node = disk_.node_name().c_str(), .operation = "attach driver"};
     if (aio::AioContext* here = aio::AioContext::current(); here != nullptr) {
         return base::fail(
             error, ENGINE_ERROR_INVALID, EDEADLK, where,

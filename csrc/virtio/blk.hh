@@ -97,7 +97,7 @@ class alignas(128) BlkQueue final : private aio::Poller {
     Disk& disk_;
     aio::AioContext& context_;
     unsigned index_;
-    block::Port port_;
+    block::Port* port_ = nullptr;
     aio::BottomHalf* kick_ = nullptr;
     base::Atomic<uint32_t> attached_{0};  // a driver has it
     // --- home thread
@@ -126,7 +126,9 @@ class Disk {
     ~Disk();
 
     block::User* user() noexcept { return user_; }
-    block::Node& node() noexcept { return *user_->node; }
+    Instance& engine() noexcept { return *user_->engine; }
+    // Of the node that it was made on; meanwhile a filter may stand above it.
+    const std::string& node_name() const noexcept { return node_name_; }
     const engine_disk_config& config() const noexcept { return config_; }
     uint64_t features() const noexcept {
         return (config_.event_index != 0 ? feature_event_idx : 0) |
@@ -142,6 +144,7 @@ class Disk {
     block::User* user_ = nullptr;
     engine_disk_config config_{};
     std::string serial_;
+    std::string node_name_;
     std::vector<std::unique_ptr<BlkQueue>> queues_;
 };
 

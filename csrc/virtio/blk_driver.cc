@@ -18,7 +18,7 @@ constexpr uint32_t elements_max = 3;  // header, data, status
 int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call,
                       engine_error* error) {
     const engine_disk_config& config = queue.disk().config();
-    base::Where where{.node = queue.disk().node().control->name.c_str(), .operation = "attach driver"};
+    base::Where where{.node = queue.disk().node_name().c_str(), .operation = "attach driver"};
     // An indirect chain takes one descriptor, a direct one three.
     uint32_t most = config.indirect != 0 ? config.queue_size : config.queue_size / elements_max;
     if (slots > most) {

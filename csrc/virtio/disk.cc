@@ -42,6 +42,7 @@ int Disk::create(block::Node* node, const engine_disk_config& given, std::unique
     int result = check(*node->control->engine, config, error);
     if (result != 0) return result;
     std::unique_ptr<Disk> disk(new Disk);
+    disk->node_name_ = node->control->name;
     disk->serial_ = config.serial == nullptr ? "" : config.serial;
     disk->config_ = config;
     // Several devices and callers of one program may share a node; other programs are kept off by the file's

@@ -185,8 +185,10 @@ bool Generator::was_written(uint64_t offset) const noexcept {
 // --- control plane
 
 int Generator::prepare(engine_error* error) {
-    uint64_t bytes = node().bytes.load_relaxed();
-    base::Where where{.node = node().control->name.c_str(), .operation = "workload"};
+    block::Attached target;
+    if (int result = block::attached_to(user(), &target, error); result != 0) return result;
+    uint64_t bytes = target.bytes;
+    base::Where where{.node = target.name.c_str(), .operation = "workload"};
     uint64_t length =
         config_.length == 0 && config_.offset <= bytes ? bytes - config_.offset : config_.length;
     if (config_.offset > bytes || length > bytes - config_.offset || length < config_.block_size ||

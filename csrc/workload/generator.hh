@@ -70,7 +70,7 @@ class alignas(128) Generator {
     virtual void issued() noexcept = 0;  // a batch has been issued
     virtual void end() noexcept = 0;     // home: after the last completion
     virtual std::byte* buffer(const Ticket& ticket) noexcept = 0;
-    virtual const block::Node& node() const noexcept = 0;
+    virtual block::User* user() const noexcept = 0;
 
     // A request is done; `result` is 0 or -errno. The ticket is free again.
     void completed(Ticket& ticket, int result) noexcept;

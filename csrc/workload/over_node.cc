@@ -52,12 +52,12 @@ class NodeGenerator final : public Generator {
                                                : block::Op::flush;
         slot.offset = ticket.offset;
         slot.length = ticket.kind == Kind::flush ? 0 : config_.block_size;
-        block::submit(port_, &slot);
+        block::submit(*port_, &slot);
     }
     void issued() noexcept override {}
     void end() noexcept override {}
     std::byte* buffer(const Ticket& ticket) noexcept override { return buffers_ + ticket.index * stride(); }
-    const block::Node& node() const noexcept override { return *user_->node; }
+    block::User* user() const noexcept override { return user_; }
 
   private:
     static constexpr uint64_t page = 4096;
@@ -74,7 +74,7 @@ class NodeGenerator final : public Generator {
     uint64_t buffer_bytes() const noexcept { return stride() * config_.iodepth; }
 
     block::User* user_;
-    block::Port port_;
+    block::Port* port_ = nullptr;
     std::byte* buffers_ = nullptr;
     std::unique_ptr<Slot[]> requests_;
 };

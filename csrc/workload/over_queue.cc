@@ -44,7 +44,7 @@ class QueueGenerator final : public Generator, private aio::Poller {
     }
     void end() noexcept override { unlink(); }
     std::byte* buffer(const Ticket& ticket) noexcept override { return driver_.data(ticket.index); }
-    const block::Node& node() const noexcept override { return queue_->disk().node(); }
+    block::User* user() const noexcept override { return queue_->disk().user(); }
 
   private:
     bool poll() override {

@@ -188,7 +188,7 @@ class Bench {
 
 // A request of the internal interface: vectors beyond what one system call takes.
 struct Submission : block::Request {
-    block::Port port;
+    block::Port* port = nullptr;
     aio::Signal over;
 
     int64_t perform(Bench& bench, engine_node_t* node) {
@@ -197,7 +197,7 @@ struct Submission : block::Request {
         complete = [](block::Request* request) { static_cast<Submission*>(request)->over.set(); };
         run = [](aio::Message* message) {
             auto* self = static_cast<Submission*>(message);
-            block::submit(self->port, self);
+            block::submit(*self->port, self);
         };
         REQUIRE(api::unwrap(bench.context)->send(this) == 0);
         over.wait();

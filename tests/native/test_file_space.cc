@@ -20,14 +20,14 @@ BOTH(flushes_of_many_share_the_work) {
     Bench bench(backend);
     engine_node_t* node = bench.file(folder.make("a.img", MiB));
     std::vector<Submission> flushes(100);
-    block::Port port;
+    block::Port* port = nullptr;
     REQUIRE(block::open_port(bench.user(node), api::unwrap(bench.context), &port, bench.clean()) == 0);
     uint64_t before = bench.stats().submitted;
     api::unwrap(bench.context)->call_and_wait([&] {
         for (Submission& flush : flushes) {
             flush.op = block::Op::flush;
             flush.complete = [](block::Request* request) { static_cast<Submission*>(request)->over.set(); };
-            block::submit(port, &flush);
+            block::submit(*port, &flush);
         }
     });
     for (Submission& flush : flushes) {

@@ -101,6 +101,22 @@ ENGINE_API int engine_node_close(engine_node_t *node, engine_error *error);
 ENGINE_API engine_node_t *engine_node_find(engine_t *engine, const char *name);
 ENGINE_API int engine_node_get_info(engine_node_t *node, engine_node_info *info);
 ENGINE_API engine_node_t *engine_node_get_child(engine_node_t *node, uint32_t index, char *role, size_t role_size);
+/* Changes under load. Requests that enter above the place of the change wait, those inside leave, the change is
+ * made, and those that waited go on through it. `timeout_ns` (0: 30 s) bounds the wait: -ETIMEDOUT names the
+ * node, context and request that did not leave, and nothing was changed.
+ *
+ * Opens a filter (its layer is "filter"; `file` is not to be given) above a node: all users of the node, nodes
+ * above included, use the filter from then on. */
+ENGINE_API int engine_node_insert_filter(engine_node_t *below, const engine_option *options, size_t count,
+                                         uint64_t timeout_ns, engine_node_t **out, engine_error *error);
+/* All users of a filter use what is below it from then on; closes the filter. `freed` (may be NULL): the node
+ * below, where it was opened along with the filter and now is the caller's to close; else NULL. */
+ENGINE_API int engine_node_remove_filter(engine_node_t *filter, uint64_t timeout_ns, engine_node_t **freed,
+                                         engine_error *error);
+/* All users of one node use another from then on, which is not smaller. Both stay open. */
+ENGINE_API int engine_node_replace(engine_node_t *from, engine_node_t *to, uint64_t timeout_ns,
+                                   engine_error *error);
+
 /* Sum over its channels; `context` NULL: all of them. */
 ENGINE_API int engine_node_get_stats(engine_node_t *node, engine_context_t *context, engine_node_stats *stats);
 
@@ -109,6 +125,16 @@ ENGINE_API int engine_user_create(engine_node_t *node, const char *name, uint32_
                                   engine_user_t **out, engine_error *error);
 /* EBUSY while requests, workloads or disks use it. */
 ENGINE_API int engine_user_close(engine_user_t *user, engine_error *error);
+
+/* How often changes of the graph made the requests of a user wait, over all contexts. */
+typedef struct engine_pause_stats {
+    uint32_t size;
+    uint32_t reserved;
+    uint64_t count;
+    uint64_t total_ns;
+    uint64_t longest_ns;
+} engine_pause_stats;
+ENGINE_API int engine_user_get_pauses(engine_user_t *user, engine_pause_stats *stats);
 
 typedef struct engine_iovec {
     void *base;

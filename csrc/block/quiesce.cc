@@ -1,0 +1,222 @@
+// Park and grace, on each context by one message there and one back. Thread of main; what says so runs on the
+// context of a pause.
+#include "block/quiesce.hh"
+
+#include "base/clock.hh"
+#include "base/error.hh"
+
+namespace engine::block {
+
+// What takes part on one context. Sent twice: to park, and to go on.
+class Quiesced::Pause final : public Rally::Part {
+  public:
+    struct Mark : GraceMark {
+        Pause* pause;
+    };
+    struct PortMove {
+        Port* port;
+        Channel* to;
+    };
+    struct ChildMove {
+        Channel* parent;
+        size_t index;
+        Channel* to;
+    };
+
+    explicit Pause(aio::AioContext* on) noexcept { context = on; }
+
+    void work() noexcept override {
+        if (going_on) {
+            go_on();
+        } else {
+            begin();
+        }
+    }
+    // The deadline has come, on the context: the marks are taken away, and who is late is written down.
+    void expire() noexcept {
+        if (answered_) return;
+        for (size_t i = 0; i < channels.size(); i++) {
+            if (!channels[i]->requests.remove_mark(&marks[i])) continue;
+            InFlightLink* oldest = channels[i]->requests.oldest();
+            if (oldest != nullptr) late = describe(*static_cast<Request*>(oldest));
+        }
+        expired = true;
+        answered_ = true;
+        answer();
+    }
+
+    struct Late {
+        uint64_t id = 0;
+        uint64_t offset = 0;
+        uint64_t length = 0;
+        Op op = Op::read;
+        const Node* node = nullptr;  // null: none was found
+    };
+
+    std::vector<Port*> ports;
+    std::vector<Channel*> channels;
+    std::unique_ptr<Mark[]> marks;  // one a channel
+    std::vector<PortMove> port_moves;
+    std::vector<ChildMove> child_moves;
+    bool going_on = false;
+    bool expired = false;
+    Late late;
+
+  private:
+    static Late describe(const Request& request) noexcept {
+        return {request.id, request.offset, request.length, request.op, request.channel->node};
+    }
+    void begin() noexcept {
+        answered_ = false;
+        for (Port* port : ports) port->park();
+        standing_ = channels.size();
+        for (size_t i = 0; i < channels.size(); i++) {
+            marks[i].pause = this;
+            marks[i].run = [](coro::ReadyItem* item) {
+                static_cast<Mark*>(static_cast<GraceMark*>(item))->pause->passed();
+            };
+            channels[i]->requests.add_mark(&marks[i], channels[i]->executor());
+        }
+        if (standing_ == 0) finish_pause();
+    }
+    // A mark that had passed before the deadline may still have been on its way here.
+    void passed() noexcept {
+        if (--standing_ == 0 && !answered_) finish_pause();
+    }
+    void finish_pause() noexcept {
+        answered_ = true;
+        answer();
+    }
+    void go_on() noexcept {
+        for (const PortMove& move : port_moves) move.port->channel = move.to;
+        for (const ChildMove& move : child_moves) {
+            ENGINE_CHECK(move.parent->requests.empty());
+            move.parent->children[move.index] = move.to;
+        }
+        for (Port* port : ports) port->unpark();
+        answer();
+    }
+
+    size_t standing_ = 0;
+    bool answered_ = false;
+};
+
+class Quiesced::Expiry final : public Rally::Part {
+  public:
+    explicit Expiry(Pause* of) noexcept : pause_(of) { context = of->context; }
+    void work() noexcept override {
+        pause_->expire();
+        answer();
+    }
+
+  private:
+    Pause* pause_;
+};
+
+struct Quiesced::Deadline : aio::Timer {
+    Rally* rally;
+    std::vector<std::unique_ptr<Expiry>> expiries;
+};
+
+void Quiesced::Deleter::operator()(Pause* pause) const noexcept {
+    delete pause;
+}
+
+Quiesced::Pause& Quiesced::on(aio::AioContext* context) {
+    for (auto& pause : pauses_) {
+        if (pause->context == context) return *pause;
+    }
+    pauses_.emplace_back(new Pause(context));
+    return *pauses_.back();
+}
+
+int Quiesced::prepare(const std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+    size_t ports = 0, channels = 0;
+    for (Node* node : nodes) {
+        for (auto& channel : node->control->channels) {
+            on(channel->context).channels.push_back(channel.get());
+            channels += 1 + channel->children.size();
+        }
+        for (User* user : node->control->users) {
+            if (user->parent != nullptr) continue;
+            user->for_each_port([&](Port& port) {
+                on(port.context).ports.push_back(&port);
+                ports++;
+            });
+        }
+    }
+    for (auto& pause : pauses_) {
+        pause->marks = std::make_unique<Pause::Mark[]>(pause->channels.size());
+        pause->port_moves.reserve(ports);
+        pause->child_moves.reserve(channels);
+    }
+    return 0;
+}
+
+void Quiesced::move_port(Port& port, Channel* to) noexcept {
+    on(port.context).port_moves.push_back({&port, to});
+}
+
+void Quiesced::move_child(Channel& parent, size_t index, Channel* to) noexcept {
+    on(parent.context).child_moves.push_back({&parent, index, to});
+}
+
+Task<int> quiesce(Instance& engine, const std::vector<Node*>& nodes, uint64_t timeout_ns, Quiesced& out,
+                  engine_error* error) {
+    Quiesced::Deadline deadline;
+    Rally rally(engine);
+    try {
+        out.prepare(nodes);
+        deadline.rally = &rally;
+        for (auto& pause : out.pauses_) {
+            deadline.expiries.push_back(std::make_unique<Quiesced::Expiry>(pause.get()));
+        }
+        deadline.fire = [](aio::Timer* timer) {
+            auto* self = static_cast<Quiesced::Deadline*>(timer);
+            if (self->rally->over()) return;
+            for (auto& expiry : self->expiries) self->rally->send(expiry.get());
+        };
+        engine.main()->timers().arm(&deadline, base::now_ns() + timeout_ns);
+    } catch (const std::bad_alloc&) {
+        out.pauses_.clear();
+        co_return -ENOMEM;
+    }
+    for (auto& pause : out.pauses_) rally.send(pause.get());
+    co_await rally;
+    engine.main()->timers().cancel(&deadline);
+    const Quiesced::Pause* late = nullptr;
+    for (auto& pause : out.pauses_) {
+        if (pause->expired && (late == nullptr || pause->late.node != nullptr)) late = pause.get();
+    }
+    if (late == nullptr) co_return 0;
+    const Quiesced::Pause::Late& request = late->late;
+    if (request.node != nullptr) {
+        const char* name = request.node->control->name.c_str();
+        base::fail(
+            error, ENGINE_ERROR_LIMIT, ETIMEDOUT,
+            {.node = name, .operation = "quiesce", .offset = request.offset, .request_id = request.id},
+            "node %s did not come to rest within %lu ms: on context %s request %lu (%s of %lu bytes at "
+            "offset %lu) is still inside; nothing was changed and everything goes on",
+            name, timeout_ns / 1000000, late->context->name().c_str(), request.id, op_name(request.op),
+            request.length, request.offset);
+    } else {
+        base::fail(error, ENGINE_ERROR_LIMIT, ETIMEDOUT, {.operation = "quiesce"},
+                   "context %s did not answer within %lu ms; nothing was changed and everything goes on",
+                   late->context->name().c_str(), timeout_ns / 1000000);
+    }
+    co_await resume(engine, out);
+    co_return -ETIMEDOUT;
+}
+
+Task<int> resume(Instance& engine, Quiesced& quiesced) {
+    Rally rally(engine);
+    for (auto& pause : quiesced.pauses_) {
+        pause->going_on = true;
+        rally.send(pause.get());
+    }
+    co_await rally;
+    quiesced.pauses_.clear();
+    co_return 0;
+}
+
+}  // namespace engine::block
