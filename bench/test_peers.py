@@ -22,6 +22,8 @@ SUITES = (
     "threads_vs_uring",
     "direct_vs_fio",
     "messages",
+    "filters",
+    "throttle",
 )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from engine.buffer import Buffer
     from engine.context import AioContext, ContextInfo, ContextStats
+    from engine.copy import Copy, CopyProgress
     from engine.core import Engine
     from engine.errors import (
         Closed,
@@ -51,6 +52,8 @@ __all__ = [
     "Conflict",
     "ContextInfo",
     "ContextStats",
+    "Copy",
+    "CopyProgress",
     "CorruptImage",
     "DriverInfo",
     "Engine",
@@ -95,6 +98,7 @@ _MODULES = {
     ),
     "buffer": ("Buffer",),
     "context": ("AioContext", "ContextInfo", "ContextStats"),
+    "copy": ("Copy", "CopyProgress"),
     "core": ("Engine",),
     "errors": (
         "Closed",

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from typing import Any
 from weakref import WeakValueDictionary
 
+from engine import copy as copies
 from engine import workload as workloads
 from engine._bindings import NULL, encode, integer, struct
 from engine._handle import Handle, Owner
 from engine._native import ffi, lib
 from engine.about import backend_number
 from engine.context import MAX_POLL_NS, AioContext
+from engine.copy import Copy, make_copy
 from engine.errors import invalid
 from engine.node import BlockNode, BlockUser
 from engine.options import NativeOptions, flatten
@@ -308,6 +310,54 @@ class Engine(Owner):
             if home:
                 config.context = home.check()
             return make_workload(self, config, target, f"{rw} over {handle.label}")
+
+    def copy(
+        self,
+        source: BlockNode,
+        target: BlockNode,
+        *,
+        context: AioContext | str | None = None,
+        offset: int | str = 0,
+        length: int | str = 0,
+        chunk_size: int | str = 0,
+        chunks: int = 0,
+        detect_zeroes: bool = False,
+        target_is_zero: bool = False,
+        exclusive: bool = False,
+    ) -> Copy:
+        """A copy from node to node, on `context`; None: main. `run()` does it, or `start()` and `wait()`.
+
+        offset, length: the range, in both; length 0: to the end of the source. chunk_size: bytes a request;
+        0: 1 MiB. chunks: how many in flight; 0: 16. detect_zeroes: data that is all zeroes is written as
+        zeroes. target_is_zero: the target reads as zeroes, so what is zero is left out. exclusive: nobody
+        else may write to either of the two meanwhile.
+
+        Holes of the source become zeroes. InvalidArgument where the target is too small, Conflict, which
+        names the other user, where somebody does not share what the copy needs.
+        """
+        config = copies.configure(
+            offset=offset,
+            length=length,
+            chunk_size=chunk_size,
+            chunks=chunks,
+            detect_zeroes=detect_zeroes,
+            target_is_zero=target_is_zero,
+            exclusive=exclusive,
+        )
+        for node, field in ((source, "source"), (target, "target")):
+            if not isinstance(node, BlockNode):
+                raise TypeError(f"{field}: a block node is needed, not {type(node).__name__}")
+            self._own(node, field)
+        home = self._context_handle(context)
+        with ExitStack() as stack:
+            for owner in (self._handle, source._handle, target._handle, *((home,) if home else ())):
+                stack.enter_context(owner.in_use())
+            config.source = source._live()
+            config.target = target._live()
+            if home:
+                config.context = home.check()
+            label = f"copy of node {source.name!r} to node {target.name!r}"
+            return make_copy(self, config, (source, target), label)
 
     def _own(self, thing: Any, field: str) -> Any:
         """What was given as argument, if it belongs to this engine."""

@@ -475,6 +475,21 @@ class BlockNode(BlockIO, Closeable):
                 self._handle.label,
             )
 
+    def set_throttle(self, **limits: int | str) -> None:
+        """New limits for a throttle node and all that share its group: `set_throttle(iops_total=1000)`.
+
+        Names are those of the driver's options after "limits."; what is not given is unlimited. Requests
+        that wait are looked at again within 100 ms. InvalidArgument, whose `field` is the option.
+        """
+        native, error = NativeOptions(flatten({"limits": limits})), struct("engine_error")
+        with self._handle.in_use():
+            check(
+                lib.engine_throttle_set(self._live(), native.array, native.count, error),
+                error,
+                "set throttle",
+                self._handle.label,
+            )
+
     def close(self) -> None:
         """Closes the node, and the nodes that were opened along with it; idempotent.
 

@@ -66,11 +66,23 @@ class Peer:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A figure that each round yields from the rates of its sides, by their names."""
+
+    name: str
+    unit: str
+    of: Callable[[Mapping[str, float]], float]
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     title: str
     subject: Side
     peers: tuple[Peer, ...]
     note: str = ""
+    derived: tuple[Derived, ...] = ()
     rate_at_least: float | None = None  # absolute marks, for what has no peer
     latency_ns_at_most: float | None = None
     prepare: Callable[[], None] = lambda: None  # before each round
@@ -254,6 +266,9 @@ class Outcome:
         values = [a / b for a, b in pairs if a is not None and b]
         return spread(values) if values else None
 
+    def derived(self, figure: Derived) -> dict[str, float]:
+        return spread([figure.of({run.side: run.rate for run in (r.subject, *r.peers)}) for r in self.kept])
+
     def same_ratios(self) -> dict[str, float]:
         return spread([r.again.rate / r.subject.rate for r in self.kept])
 
@@ -275,6 +290,16 @@ class Outcome:
                 low, high = peer.at_least, 2 - peer.at_least
                 asked = f"latency {low:g} to {high:g} x {peer.side.name}"
                 found.append((asked, low <= latency["median"] <= high))
+        for figure in self.comparison.derived:
+            median = self.derived(figure)["median"]
+            if figure.at_least is not None:
+                found.append(
+                    (f"{figure.name} {figure.at_least:g} {figure.unit} or more", median >= figure.at_least)
+                )
+            if figure.at_most is not None:
+                found.append(
+                    (f"{figure.name} {figure.at_most:g} {figure.unit} or less", median <= figure.at_most)
+                )
         rate, latency_limit = self.comparison.rate_at_least, self.comparison.latency_ns_at_most
         if rate is not None:
             median = statistics.median(r.subject.rate for r in self.kept)
@@ -311,6 +336,10 @@ class Outcome:
                     "at_most": peer.at_most,
                 }
                 for index, peer in enumerate(comparison.peers)
+            ],
+            "derived": [
+                {"name": figure.name, "unit": figure.unit, "value": self.derived(figure)}
+                for figure in comparison.derived
             ],
             "same_against_same": self.same_ratios(),
             "marks": [{"asked": asked, "met": met} for asked, met in self.marks()],
@@ -377,6 +406,9 @@ def describe(outcome: Outcome) -> list[str]:
         latency = outcome.latency_ratios(index) if peer.latency else None
         if latency is not None:
             lines.append(f"  latency to {peer.side.name:<23} {triple(latency)}")
+    lines += [
+        f"  {figure.name:<34} {triple(outcome.derived(figure))} {figure.unit}" for figure in comparison.derived
+    ]
     lines.append(f"  {'A/A: subject to itself':<34} {triple(outcome.same_ratios())}")
     steal = max(run.steal_percent for r in outcome.kept for run in r.runs)
     lines.append(

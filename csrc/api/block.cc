@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "api/handles.hh"
+#include "filters/throttle.hh"
 
 using namespace engine;
 using namespace engine::api;
@@ -101,6 +102,17 @@ int engine_user_close(engine_user_t* handle, engine_error* error) {
     return guarded(error, "detach", [&] {
         int result = unwrap(handle)->engine->check(error, "detach");
         return result != 0 ? result : block::close_user(unwrap(handle), error);
+    });
+}
+
+int engine_throttle_set(engine_node_t* handle, const engine_option* options, size_t count,
+                        engine_error* error) {
+    return guarded(error, "throttle", [&] {
+        block::Node& node = *unwrap(handle);
+        block::OptionBag bag;
+        int result = node.control->engine->check(error, "throttle", false);
+        if (result == 0) result = bag.fill(options, count, error);
+        return result != 0 ? result : filters::set_throttle(node, std::move(bag), error);
     });
 }
 

@@ -4,6 +4,7 @@
 
 #include <engine/block.h>
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -27,6 +28,8 @@ struct Instance {
     std::vector<block::Node*> nodes;  // in order of their ids
     uint64_t next_name = 0;
     uint64_t next_node_id = 0;
+    // What nodes share by name, such as throttle groups; the nodes own it. Guarded by control.
+    std::map<std::string, std::weak_ptr<void>, std::less<>> shared_by_name;
 
     aio::AioContext* main() noexcept { return contexts[0].get(); }
     coro::Executor& executor() noexcept { return *contexts[0]; }

@@ -11,10 +11,13 @@
 
 namespace engine::block {
 
+struct Request;
+
 // Unlinked from the start; whoever unlinks it does not reset it.
 struct InFlightLink {
     InFlightLink* previous;
     InFlightLink* following;
+    Request* of;  // whose place in the list this is; null: a mark's
 };
 
 // Made ready once, when every request that entered before it has left.
@@ -30,8 +33,9 @@ class InFlightList {
     InFlightList& operator=(const InFlightList&) = delete;
 
     bool empty() const noexcept { return head_.following == &head_; }
-    void enter(InFlightLink* link) noexcept {
+    void enter(InFlightLink* link, Request* request) noexcept {
         InFlightLink* last = head_.previous;
+        link->of = request;
         link->previous = last;
         link->following = &head_;
         last->following = link;
@@ -50,7 +54,7 @@ class InFlightList {
         mark->next_mark = nullptr;
         *last_mark_ = mark;
         last_mark_ = &mark->next_mark;
-        enter(mark);
+        enter(mark, nullptr);
         pass_marks(executor);
     }
     // One that still stands is taken away and never made ready. False: it has passed.
@@ -67,7 +71,7 @@ class InFlightList {
     }
 
     // The oldest request; null: there is none. (A mark is never in front: it has passed.)
-    InFlightLink* oldest() const noexcept { return empty() ? nullptr : head_.following; }
+    Request* oldest() const noexcept { return empty() ? nullptr : head_.following->of; }
 
   private:
     [[gnu::noinline]] void pass_marks(coro::Executor& executor) noexcept {

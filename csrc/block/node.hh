@@ -22,6 +22,7 @@
 #include "block/options.hh"
 #include "block/port.hh"
 #include "block/request.hh"
+#include "block/request_pool.hh"
 #include "coro/mutex.hh"
 #include "coro/task.hh"
 
@@ -74,6 +75,9 @@ struct Driver {
     coro::Task<int> (*stop_home)(Channel& home) = nullptr;
     // With nothing inside the node: whatever still depends on the children as they are is brought to its end.
     coro::Task<int> (*settle)(Channel& home) = nullptr;
+    // Home thread, may be null. `on`: the node is to become idle, so what it holds back by choice goes on at
+    // once, and whatever comes until this is called with false.
+    void (*hurry)(Channel& channel, bool on) = nullptr;
 };
 
 class Node {
@@ -115,6 +119,7 @@ class alignas(128) Channel {
     OpCounters op[op_count];
     std::vector<Channel*> children;  // in the driver's order of roles
     std::unique_ptr<std::byte[]> state_memory;
+    RequestPool<ForwardFrame> frames;  // of requests handed on from here
 
     coro::Executor& executor() noexcept { return *context; }
 
@@ -219,7 +224,7 @@ class User {
 inline void enter(Channel& channel, Request* request) noexcept {
     request->channel = &channel;
     channel.in_flight.add(1);
-    channel.requests.enter(request);
+    channel.requests.enter(request->link(), request);
 }
 // From a parent to its child's channel: the edge holds the permissions.
 void submit_child(Channel& channel, Request* request) noexcept;
@@ -229,7 +234,7 @@ inline void finish(Request* request, int64_t result) noexcept {
     OpCounters& counters = channel.op[static_cast<unsigned>(request->op)];
     request->result = result;
     channel.in_flight.subtract(1);
-    channel.requests.leave(request, channel.executor());
+    channel.requests.leave(request->link(), channel.executor());
     counters.requests.increment();
     if (ENGINE_LIKELY(result >= 0)) {
         counters.bytes.add(request->length);

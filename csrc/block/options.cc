@@ -240,6 +240,7 @@ int Options::parse(const OptionBag& bag, const char* driver, std::span<const Opt
         }
         int result = check(*def, value, driver, error);
         if (result != 0) return result;
+        given_.insert(key);
     }
     auto complete = [&](std::span<const OptionDef> part) {
         for (const OptionDef& def : part) {
@@ -260,6 +261,10 @@ int Options::parse(const OptionBag& bag, const char* driver, std::span<const Opt
 
 bool Options::has(const char* key) const {
     return texts_.contains(key);
+}
+
+bool Options::given(const char* key) const {
+    return given_.contains(key);
 }
 
 const std::string& Options::text(const char* key) const {

@@ -5,6 +5,7 @@
 #include <engine/block.h>
 
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -55,7 +56,8 @@ class Options {
     int parse(const OptionBag& bag, const char* driver, std::span<const OptionDef> table,
               engine_error* error);
 
-    bool has(const char* key) const;  // given, or with a default
+    bool has(const char* key) const;    // given, or with a default
+    bool given(const char* key) const;  // by the caller
     const std::string& text(const char* key) const;
     bool boolean(const char* key) const { return text(key) == "on"; }
     uint64_t number(const char* key) const;  // integer, size (bytes), time (ns)
@@ -64,6 +66,7 @@ class Options {
     int check(const OptionDef& def, const std::string& value, const char* driver, engine_error* error);
     std::map<std::string, std::string, std::less<>> texts_;
     std::map<std::string, uint64_t, std::less<>> numbers_;
+    std::set<std::string, std::less<>> given_;
 };
 
 }  // namespace engine::block

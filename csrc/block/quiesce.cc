@@ -37,8 +37,8 @@ class Quiesced::Pause final : public Rally::Part {
         if (answered_) return;
         for (size_t i = 0; i < channels.size(); i++) {
             if (!channels[i]->requests.remove_mark(&marks[i])) continue;
-            InFlightLink* oldest = channels[i]->requests.oldest();
-            if (oldest != nullptr) late = describe(*static_cast<Request*>(oldest));
+            const Request* oldest = channels[i]->requests.oldest();
+            if (oldest != nullptr) late = describe(*oldest);
         }
         expired = true;
         answered_ = true;
@@ -69,6 +69,7 @@ class Quiesced::Pause final : public Rally::Part {
     void begin() noexcept {
         answered_ = false;
         for (Port* port : ports) port->park();
+        hurry(true);
         standing_ = channels.size();
         for (size_t i = 0; i < channels.size(); i++) {
             marks[i].pause = this;
@@ -78,6 +79,12 @@ class Quiesced::Pause final : public Rally::Part {
             channels[i]->requests.add_mark(&marks[i], channels[i]->executor());
         }
         if (standing_ == 0) finish_pause();
+    }
+    // What drivers hold back by choice must not hold this up.
+    void hurry(bool on) noexcept {
+        for (Channel* channel : channels) {
+            if (channel->node->driver->hurry != nullptr) channel->node->driver->hurry(*channel, on);
+        }
     }
     // A mark that had passed before the deadline may still have been on its way here.
     void passed() noexcept {
@@ -93,6 +100,7 @@ class Quiesced::Pause final : public Rally::Part {
             ENGINE_CHECK(move.parent->requests.empty());
             move.parent->children[move.index] = move.to;
         }
+        hurry(false);
         for (Port* port : ports) port->unpark();
         answer();
     }

@@ -6,7 +6,10 @@
 namespace engine::block {
 
 extern const Driver file_driver;
+extern const Driver memory_driver;
 extern const Driver null_driver;
+extern const Driver passthrough_driver;
 extern const Driver raw_driver;
+extern const Driver throttle_driver;
 
 }  // namespace engine::block

@@ -12,6 +12,7 @@
 namespace engine::block {
 
 class Channel;
+struct Request;
 struct Trace;  // what a traced request leaves behind; no request is traced yet, so the pointer is always null
 
 enum class Op : uint8_t {
@@ -29,6 +30,15 @@ constexpr uint32_t bit(Op op) noexcept {
     return 1u << static_cast<unsigned>(op);
 }
 
+// What a level of the graph that hands a request on (block/forward.hh) has back afterwards, and the request's
+// place in the list of the channel below: its own stays in that of the level that it entered first.
+struct ForwardFrame : InFlightLink {
+    ForwardFrame* next = nullptr;  // of the level above it; in the pool: the next free one
+    Channel* channel = nullptr;
+    void (*complete)(Request*) = nullptr;
+    uint64_t offset = 0;
+};
+
 // Where a driver of this request keeps what it needs: the first line is hot, the rest for real I/O.
 struct Request : aio::Message, InFlightLink {
     // --- set by the submitter
@@ -40,7 +50,8 @@ struct Request : aio::Message, InFlightLink {
     Op op = Op::read;
     uint8_t flags = 0;  // engine_request_flags
     // --- set on the way
-    Channel* channel = nullptr;  // the one that it was submitted to
+    Channel* channel = nullptr;     // the one that it was submitted to
+    ForwardFrame* frame = nullptr;  // of the levels that have handed it on, lowest first
     uint64_t id = 0;
     Trace* trace = nullptr;
     int64_t result = 0;             // 0, or block_status: extents filled; -errno
@@ -57,6 +68,11 @@ struct Request : aio::Message, InFlightLink {
         single = {base, bytes};
         iov = &single;
         iov_count = 1;
+    }
+    // Its place in the list of the channel that it is with now.
+    InFlightLink* link() noexcept {
+        if (frame == nullptr) return this;
+        return frame;
     }
     // The request that holds an IoOp.
     static Request* of(aio::IoOp* op) noexcept;

@@ -1,21 +1,19 @@
-// The child requests of one channel: taken and given back without allocating once the pool has grown to what
-// was in flight at most. Home thread of the channel's context only.
+// What a channel needs for each request in flight (child requests, frames): taken and given back without
+// allocating once the pool has grown to what was in flight at most. Home thread of the channel's context
+// only.
 #pragma once
 
 #include <array>
-#include <type_traits>
 
 #include "base/alloc.hh"
 #include "base/assert.hh"
-#include "block/request.hh"
 
 namespace engine::block {
 
-// T derives from Request. What get() returns still holds what its last user left in it: set what matters.
+// T is linked through its `next`, as every Request is. What get() returns still holds what its last user left
+// in it: set what matters.
 template <class T>
 class RequestPool {
-    static_assert(std::is_base_of_v<Request, T>);
-
   public:
     RequestPool() noexcept = default;
     RequestPool(const RequestPool&) = delete;

@@ -1,12 +1,9 @@
-// The raw format: the disk is the child, or a window of it. Its state is constant; a channel's is its
-// context's.
-#include <cstddef>
+// The raw format: the disk is the child, or a window of it. Its state is constant; channels have none.
 #include <limits>
-#include <new>
 
 #include "base/error.hh"
+#include "block/forward.hh"
 #include "block/registry.hh"
-#include "block/request_pool.hh"
 
 namespace engine::block {
 
@@ -15,14 +12,6 @@ namespace {
 struct RawState {
     uint64_t offset;  // of the disk in the child, bytes
     bool fixed;       // option `size` was given: the disk cannot be resized
-};
-
-struct RawRequest : Request {
-    Request* parent = nullptr;
-};
-
-struct RawChannel {
-    RequestPool<RawRequest> pool;
 };
 
 int refuse(const OpenArguments& arguments, const char* field, const char* what, uint64_t value,
@@ -60,44 +49,27 @@ int raw_open(Node& node, const OpenArguments& arguments) {
         bytes = wanted;
     }
     node.bytes.store_relaxed(bytes);
-    node.request_alignment = child.request_alignment;
-    node.memory_alignment = child.memory_alignment;
-    node.max_transfer = child.max_transfer;
-    node.native_ops = child.native_ops;
-    node.native_write_flags = child.native_write_flags;
-    node.holes = child.holes;
+    take_limits(node, child);
     return 0;
-}
-
-int raw_open_channel(Channel& channel) {
-    new (channel.state_memory.get()) RawChannel;
-    return 0;
-}
-
-void raw_close_channel(Channel& channel) {
-    channel.state<RawChannel>().~RawChannel();
 }
 
 // What is more than a number to pass up.
-[[gnu::noinline]] void translate(Channel& channel, const Request& child) noexcept {
-    const auto& state = channel.node->state<RawState>();
-    if (child.op == Op::resize) {
-        channel.node->bytes.store_relaxed(child.offset - state.offset);
+[[gnu::noinline]] void translate(const Channel& channel, const Request& request) noexcept {
+    if (request.op == Op::resize) {
+        channel.node->bytes.store_relaxed(request.offset);
         return;
     }
-    for (int64_t i = 0; i < child.result; i++) child.extents[i].offset -= state.offset;
+    uint64_t offset = channel.node->state<RawState>().offset;
+    for (int64_t i = 0; i < request.result; i++) request.extents[i].offset -= offset;
 }
 
 void raw_done(Request* request) {
-    auto* child = static_cast<RawRequest*>(request);
-    Request* parent = child->parent;
-    Channel& channel = *parent->channel;
-    int64_t result = child->result;
-    if (ENGINE_UNLIKELY((bit(child->op) & (bit(Op::resize) | bit(Op::block_status))) != 0) && result >= 0) {
-        translate(channel, *child);
+    const Channel& channel = take_back(request);
+    if (ENGINE_UNLIKELY((bit(request->op) & (bit(Op::resize) | bit(Op::block_status))) != 0) &&
+        request->result >= 0) {
+        translate(channel, *request);
     }
-    channel.state<RawChannel>().pool.put(child);
-    finish(parent, result);
+    finish(request, request->result);
 }
 
 // Fails the request later, or finds nothing wrong.
@@ -117,28 +89,8 @@ bool refuse_resize(const RawState& state, Request* request) noexcept {
 
 void raw_submit(Channel& channel, Request* request) {
     const auto& state = channel.node->state<RawState>();
-    auto& own = channel.state<RawChannel>();
     if (request->op == Op::resize && refuse_resize(state, request)) return;
-    RawRequest* child = own.pool.get();
-    if (ENGINE_UNLIKELY(child == nullptr)) {
-        fail_later(request, ENGINE_ERROR_LIMIT, ENOMEM, "node %s: no memory for a request",
-                   channel.node->control->name.c_str());
-        return;
-    }
-    child->parent = request;
-    child->complete = raw_done;
-    child->offset = request->offset + state.offset;
-    child->length = request->length;
-    child->iov = request->iov;
-    child->iov_count = request->iov_count;
-    child->op = request->op;
-    child->flags = request->flags;
-    child->id = request->id;
-    child->trace = request->trace;
-    child->error = request->error;
-    child->extents = request->extents;
-    child->extent_capacity = request->extent_capacity;
-    submit_child(*channel.children[0], child);
+    forward(channel, 0, request, request->offset + state.offset, raw_done);
 }
 
 const OptionDef options[] = {
@@ -158,11 +110,11 @@ const Driver raw_driver{
     .options = options,
     .children = children,
     .state_size = sizeof(RawState),
-    .channel_state_size = sizeof(RawChannel),
+    .channel_state_size = 0,
     .open = raw_open,
     .close = nullptr,
-    .open_channel = raw_open_channel,
-    .close_channel = raw_close_channel,
+    .open_channel = nullptr,
+    .close_channel = nullptr,
     .submit = raw_submit,
 };
 

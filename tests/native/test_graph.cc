@@ -283,20 +283,21 @@ TEST(a_mark_passes_when_all_before_it_have_left) {
     Hand executor;
     InFlightList list;
     InFlightLink a, b, c;
+    Request of_a, of_b, of_c;
     Marked empty, first, second;
     list.add_mark(&empty, executor);
     executor.turn();
     CHECK_EQ(empty.times, 1);
-    list.enter(&a);
-    list.enter(&b);
+    list.enter(&a, &of_a);
+    list.enter(&b, &of_b);
     list.add_mark(&first, executor);
-    list.enter(&c);
+    list.enter(&c, &of_c);
     list.add_mark(&second, executor);
-    CHECK(list.oldest() == &a);
+    CHECK(list.oldest() == &of_a);
     list.leave(&a, executor);
     executor.turn();
     CHECK_EQ(first.times, 0);
-    CHECK(list.oldest() == &b);
+    CHECK(list.oldest() == &of_b);
     list.leave(&b, executor);
     CHECK_EQ(first.times, 0);  // never inside leave()
     executor.turn();
@@ -314,9 +315,9 @@ TEST(what_came_after_a_mark_does_not_hold_it_up) {
     InFlightList list;
     InFlightLink a, b;
     Marked mark;
-    list.enter(&a);
+    list.enter(&a, nullptr);
     list.add_mark(&mark, executor);
-    list.enter(&b);
+    list.enter(&b, nullptr);
     list.leave(&a, executor);
     executor.turn();
     CHECK_EQ(mark.times, 1);
@@ -328,7 +329,7 @@ TEST(a_mark_that_is_taken_away_never_passes) {
     InFlightList list;
     InFlightLink a;
     Marked first, second, third;
-    list.enter(&a);
+    list.enter(&a, nullptr);
     list.add_mark(&first, executor);
     list.add_mark(&second, executor);
     list.add_mark(&third, executor);

@@ -135,6 +135,10 @@ typedef struct engine_pause_stats {
     uint64_t longest_ns;
 } engine_pause_stats;
 ENGINE_API int engine_user_get_pauses(engine_user_t *user, engine_pause_stats *stats);
+/* New limits for a throttle node and all that share its group, at once: options of the driver that start with
+ * "limits."; what is not given is unlimited. Requests that wait are looked at again within 100 ms. */
+ENGINE_API int engine_throttle_set(engine_node_t *node, const engine_option *options, size_t count,
+                                   engine_error *error);
 
 typedef struct engine_iovec {
     void *base;

@@ -5,6 +5,7 @@
 #include <engine/aio.h>
 #include <engine/base.h>
 #include <engine/block.h>
+#include <engine/job.h>
 #include <engine/queue.h>
 #include <engine/workload.h>
 
