@@ -26,7 +26,7 @@ Generator::Generator(Instance& engine, const engine_workload_config& config, aio
     end_timer_.generator = due_timer_.generator = this;
     end_timer_.fire = [](aio::Timer* timer) {
         Generator* self = static_cast<Clock*>(timer)->generator;
-        self->stopping_ = true;
+        self->end_issuing();
         self->finish_if_idle();
     };
     over_message_.generator = this;
@@ -35,7 +35,11 @@ Generator::Generator(Instance& engine, const engine_workload_config& config, aio
         self->state_.store_release(2);
         self->over_.set();
     };
-    due_timer_.fire = [](aio::Timer* timer) { static_cast<Clock*>(timer)->generator->refill(); };
+    due_timer_.fire = [](aio::Timer* timer) {
+        Generator* self = static_cast<Clock*>(timer)->generator;
+        self->refill();
+        self->issued();
+    };
 }
 
 // --- what next
@@ -66,8 +70,8 @@ void Generator::choose(Ticket& ticket) noexcept {
 }
 
 void Generator::issue_next(uint64_t start_ns) noexcept {
-    Ticket& ticket = *free_.back();
-    free_.pop_back();
+    Ticket& ticket = *free_;
+    free_ = ticket.next_free;
     choose(ticket);
     ticket.start_ns = start_ns;
     in_flight_++;
@@ -86,14 +90,14 @@ uint64_t Generator::start_of_due(uint64_t number) const noexcept {
 void Generator::refill_open_loop() noexcept {
     uint64_t now_ns = base::now_ns();
     bool late = full_;  // then whatever is due by now had to wait for a ticket
-    while (left_ != 0 && !stopping_) {
+    while (left_ != 0) {
         uint64_t start_ns = start_of_due(due_);
         if (start_ns > now_ns) {
-            if (!free_.empty()) full_ = false;
+            if (free_ != nullptr) full_ = false;
             context_.timers().arm(&due_timer_, start_ns);
             break;
         }
-        if (free_.empty()) {  // the next completion comes here again; its latency counts from start_ns
+        if (free_ == nullptr) {  // the next completion comes here again; its latency counts from start_ns
             full_ = true;
             return;
         }
@@ -103,43 +107,48 @@ void Generator::refill_open_loop() noexcept {
     }
 }
 
-void Generator::refill() noexcept {
-    if (!running_) return;
-    if (open_loop_) {
+inline void Generator::refill() noexcept {
+    if (ENGINE_UNLIKELY(open_loop_)) {
         refill_open_loop();
     } else {
-        while (!free_.empty() && left_ != 0 && !stopping_) issue_next(latency_ ? base::now_ns() : 0);
+        while (free_ != nullptr && left_ != 0) issue_next(latency_ ? base::now_ns() : 0);
     }
-    issued();
 }
 
 void Generator::completed(Ticket& ticket, int result) noexcept {
     in_flight_--;
-    free_.push_back(&ticket);
-    if (ENGINE_UNLIKELY(result < 0)) {
-        if (errors_.get() == 0) {
-            error_errnum_.set(static_cast<uint64_t>(-result));
-            error_offset_.set(ticket.offset);
-        }
-        errors_.increment();
-        if (result != -EIO)
-            stopping_ = true;  // what fails for good, such as a missing permission, fails always
-    } else if (ENGINE_LIKELY(ticket.kind != Kind::flush)) {
-        unsigned way = ticket.kind == Kind::read ? 0 : 1;
+    ticket.next_free = free_;
+    free_ = &ticket;
+    if (ENGINE_LIKELY(result >= 0 && ticket.kind != Kind::flush)) {
+        Way& way = ways_[ticket.kind == Kind::read ? 0 : 1];
         if (latency_) {
             uint64_t now_ns = base::now_ns();
-            latency_ns_[way].record(now_ns > ticket.start_ns ? now_ns - ticket.start_ns : 0);
+            way.latency_ns.record(now_ns > ticket.start_ns ? now_ns - ticket.start_ns : 0);
         }
-        requests_[way].increment();
-        bytes_[way].add(config_.block_size);
-        if (ENGINE_UNLIKELY(verify_)) {
-            if (ticket.kind == Kind::write) mark_written(ticket.offset);
-            if (ticket.check && !matches(ticket)) verify_errors_.increment();
-        }
+        way.requests.increment();
+        if (ENGINE_UNLIKELY(verify_)) verify(ticket);
     } else {
-        flushes_.increment();
+        done_otherwise(ticket, result);
     }
-    if (ENGINE_UNLIKELY(left_ == 0 || stopping_)) finish_if_idle();
+    if (ENGINE_LIKELY(left_ != 0)) {
+        refill();
+    } else {
+        finish_if_idle();
+    }
+}
+
+// A flush, or a failure.
+void Generator::done_otherwise(const Ticket& ticket, int result) noexcept {
+    if (result >= 0) {
+        flushes_.increment();
+        return;
+    }
+    if (errors_.get() == 0) {
+        error_errnum_.set(static_cast<uint64_t>(-result));
+        error_offset_.set(ticket.offset);
+    }
+    errors_.increment();
+    if (result != -EIO) end_issuing();  // what fails for good, such as a missing permission, fails always
 }
 
 void Generator::finish_if_idle() noexcept {
@@ -160,6 +169,11 @@ void Generator::fill(const Ticket& ticket) noexcept {
     auto* words = reinterpret_cast<uint64_t*>(buffer(ticket));
     for (uint64_t i = 0; i < config_.block_size / 8; i++)
         words[i] = mix(config_.seed ^ (ticket.offset + i * 8));
+}
+
+void Generator::verify(const Ticket& ticket) noexcept {
+    if (ticket.kind == Kind::write) mark_written(ticket.offset);
+    if (ticket.check && !matches(ticket)) verify_errors_.increment();
 }
 
 bool Generator::matches(const Ticket& ticket) noexcept {
@@ -204,11 +218,11 @@ int Generator::prepare(engine_error* error) {
     blocks_ = length / config_.block_size;
     left_ = config_.count == 0 ? UINT64_MAX : config_.count;
     tickets_.resize(config_.iodepth);
-    free_.reserve(config_.iodepth);
     for (uint32_t i = config_.iodepth; i-- > 0;) {
         tickets_[i] = {};
         tickets_[i].index = i;
-        free_.push_back(&tickets_[i]);
+        tickets_[i].next_free = free_;
+        free_ = &tickets_[i];
     }
     if (verify_) written_.assign((blocks_ + 63) / 64, 0);
     return 0;
@@ -221,7 +235,8 @@ void Generator::begin_running() {
     started_ns_.set(now_ns);
     if (config_.runtime_ns != 0) context_.timers().arm(&end_timer_, now_ns + config_.runtime_ns);
     refill();
-    if (stopping_) finish_if_idle();  // a stop came in before
+    issued();
+    if (left_ == 0) finish_if_idle();  // a stop came in before
 }
 
 int Generator::create(Instance& engine, const engine_workload_config& config, std::unique_ptr<Generator>* out,
@@ -277,7 +292,7 @@ int Generator::start(engine_error* error) {
 int Generator::stop() noexcept {
     if (state_.load_acquire() != 1) return 0;
     auto stop_now = [this] {
-        stopping_ = true;
+        end_issuing();
         finish_if_idle();
     };
     if (context_.on_home()) {
@@ -320,10 +335,10 @@ void Generator::read_result(engine_workload_result* out) const noexcept {
     out->late = late_.get();
     for (unsigned i = 0; i < 8; i++) out->depth[i] = depth_[i].get();
     for (unsigned way = 0; way < 2; way++) {
-        out->requests[way] = requests_[way].get();
-        out->bytes[way] = bytes_[way].get();
+        out->requests[way] = ways_[way].requests.get();
+        out->bytes[way] = out->requests[way] * config_.block_size;
         base::Histogram::reset(&out->latency_ns[way]);
-        latency_ns_[way].add_to(&out->latency_ns[way]);
+        ways_[way].latency_ns.add_to(&out->latency_ns[way]);
     }
 }
 

@@ -35,6 +35,7 @@ enum class Kind : uint8_t { read, write, flush };
 
 // One place for a request in flight.
 struct Ticket {
+    Ticket* next_free;
     uint64_t start_ns;
     uint64_t offset;
     uint32_t index;
@@ -67,15 +68,13 @@ class alignas(128) Generator {
     virtual void detach() noexcept = 0;           // control plane
     virtual void begin() = 0;                     // home: before the first issue
     virtual void issue(Ticket& ticket) noexcept = 0;
-    virtual void issued() noexcept = 0;  // a batch has been issued
+    virtual void issued() noexcept = 0;  // a batch has been issued, not in answer to completions
     virtual void end() noexcept = 0;     // home: after the last completion
     virtual std::byte* buffer(const Ticket& ticket) noexcept = 0;
     virtual block::User* user() const noexcept = 0;
 
-    // A request is done; `result` is 0 or -errno. The ticket is free again.
+    // A request is done; `result` is 0 or -errno. Its ticket is free again, and what may follow it is issued.
     void completed(Ticket& ticket, int result) noexcept;
-    // Issues what may be issued now.
-    void refill() noexcept;
     bool running() const noexcept { return running_; }
     Ticket& ticket(uint32_t index) noexcept { return tickets_[index]; }
 
@@ -95,8 +94,12 @@ class alignas(128) Generator {
     void begin_running();
     void choose(Ticket& ticket) noexcept;
     void issue_next(uint64_t start_ns) noexcept;
+    void refill() noexcept;
     void refill_open_loop() noexcept;
-    void finish_if_idle() noexcept;
+    void end_issuing() noexcept { left_ = 0; }
+    void done_otherwise(const Ticket& ticket, int result) noexcept;
+    [[gnu::noinline]] void verify(const Ticket& ticket) noexcept;
+    [[gnu::noinline]] void finish_if_idle() noexcept;
     void fill(const Ticket& ticket) noexcept;
     bool matches(const Ticket& ticket) noexcept;
     void mark_written(uint64_t offset) noexcept;
@@ -112,23 +115,26 @@ class alignas(128) Generator {
     // --- home thread
     Random random_;
     uint64_t next_block_ = 0;
-    uint64_t left_ = 0;  // requests to issue
+    uint64_t left_ = 0;  // requests to issue; 0 also when it is to stop
     uint64_t due_ = 0;   // open loop: requests whose intended start has been taken
     uint64_t writes_since_flush_ = 0;
     uint32_t in_flight_ = 0;
     bool running_ = false;
-    bool stopping_ = false;
     bool ended_ = false;
     bool full_ = false;  // open loop: a request that is due has found all tickets taken
     std::vector<Ticket> tickets_;
-    std::vector<Ticket*> free_;
+    Ticket* free_ = nullptr;
     std::vector<uint64_t> written_;  // verify: a bit a block
     Clock end_timer_, due_timer_;
     Over over_message_;
     // --- written on the home thread, read anywhere
-    base::Counter requests_[2], bytes_[2], flushes_, errors_, verify_errors_, late_, depth_[8];
+    struct Way {
+        base::Counter requests;
+        base::Histogram latency_ns;
+    };
+    Way ways_[2];  // reads, writes
+    base::Counter flushes_, errors_, verify_errors_, late_, depth_[8];
     base::Counter started_ns_, ended_ns_, error_errnum_, error_offset_;
-    base::Histogram latency_ns_[2];
     base::Atomic<uint32_t> state_{0};  // 0 made, 1 started, 2 over
     aio::Signal over_;
     bool attached_ = false;

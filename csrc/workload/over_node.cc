@@ -64,11 +64,7 @@ class NodeGenerator final : public Generator {
     struct Slot : block::Request {
         NodeGenerator* generator;
         Ticket* ticket;
-        void done() noexcept {
-            NodeGenerator* self = generator;
-            self->completed(*ticket, static_cast<int>(result < 0 ? result : 0));
-            self->refill();
-        }
+        void done() noexcept { generator->completed(*ticket, static_cast<int>(result < 0 ? result : 0)); }
     };
     uint64_t stride() const noexcept { return (config_.block_size + page - 1) / page * page; }
     uint64_t buffer_bytes() const noexcept { return stride() * config_.iodepth; }

@@ -39,9 +39,7 @@ class QueueGenerator final : public Generator, private aio::Poller {
                                  ticket.kind == Kind::flush ? 0 : config_.block_size);
         ENGINE_CHECK(added);  // there is a descriptor for every ticket
     }
-    void issued() noexcept override {
-        if (!reaping_) driver_.publish();
-    }
+    void issued() noexcept override { driver_.publish(); }
     void end() noexcept override { unlink(); }
     std::byte* buffer(const Ticket& ticket) noexcept override { return driver_.data(ticket.index); }
     block::User* user() const noexcept override { return queue_->disk().user(); }
@@ -51,15 +49,12 @@ class QueueGenerator final : public Generator, private aio::Poller {
         uint32_t slot;
         BlkStatus status;
         bool progress = false;
-        reaping_ = true;  // what follows a completion at once is published in one batch
         while (running() && driver_.reap(&slot, &status)) {
             progress = true;
             int result = status == virtio::blk_ok ? 0 : status == virtio::blk_unsupported ? -ENOTSUP : -EIO;
             completed(ticket(slot), result);
-            refill();
         }
-        reaping_ = false;
-        driver_.publish();
+        driver_.publish();  // what followed the completions, in one batch
         return progress;
     }
     bool has_work() override { return driver_.has_used(); }
@@ -69,7 +64,6 @@ class QueueGenerator final : public Generator, private aio::Poller {
     virtio::BlkQueue* queue_;
     virtio::BlkDriver driver_;
     aio::BottomHalf* call_ = nullptr;
-    bool reaping_ = false;
 };
 
 }  // namespace
