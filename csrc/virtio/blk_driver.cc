@@ -79,37 +79,4 @@ BlkDriver::~BlkDriver() {
     if (arena_ != nullptr) munmap(arena_, arena_bytes_);
 }
 
-bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes,
-                    uint32_t range_flags) noexcept {
-    Cell* at = cell(slot);
-    bool ranged = type == blk_discard || type == blk_write_zeroes;
-    at->header.type = little_endian<uint32_t>(type);
-    at->header.reserved = 0;
-    at->header.sector = little_endian(ranged ? 0 : offset / sector_bytes);
-    if (ranged) {
-        at->range.sector = little_endian(offset / sector_bytes);
-        at->range.sectors = little_endian(static_cast<uint32_t>(bytes / sector_bytes));
-        at->range.flags = little_endian(range_flags);
-    }
-    SharedAccess::store(&at->status, uint8_t{0xff});
-
-    Element readable[2] = {{guest(&at->header), sizeof(BlkHeader)}, {}};
-    Element writable[2] = {};
-    size_t readable_count = 1, writable_count = 0;
-    bool in = type == blk_in || type == blk_get_id;
-    if (ranged) {
-        readable[readable_count++] = {guest(&at->range), sizeof(BlkRange)};
-    } else if (bytes != 0) {
-        Element element{guest(data(slot)), static_cast<uint32_t>(bytes)};
-        if (in) {
-            writable[writable_count++] = element;
-        } else {
-            readable[readable_count++] = element;
-        }
-    }
-    writable[writable_count++] = {guest(&at->status), 1};
-    return ring_.add({readable, readable_count}, {writable, writable_count},
-                     reinterpret_cast<void*>(static_cast<uintptr_t>(slot)));
-}
-
 }  // namespace engine::virtio

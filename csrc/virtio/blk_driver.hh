@@ -70,4 +70,29 @@ class BlkDriver {
     uint32_t slots_ = 0;
 };
 
+// Here, so that it becomes part of whoever fills a queue.
+inline bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes,
+                           uint32_t range_flags) noexcept {
+    Cell* at = cell(slot);
+    const bool ranged = type == blk_discard || type == blk_write_zeroes;
+    const uint64_t sector = offset / sector_bytes, at_guest = guest(at);
+    DriverRing::Draft chain;
+    if (!ring_.start(bytes != 0 || ranged ? 3 : 2, &chain)) return false;
+    at->header = {little_endian<uint32_t>(type), 0, little_endian(ranged ? 0 : sector)};
+    chain.readable(at_guest + offsetof(Cell, header), sizeof(BlkHeader));
+    if (ranged) {
+        at->range = {little_endian(sector), little_endian(static_cast<uint32_t>(bytes / sector_bytes)),
+                     little_endian(range_flags)};
+        chain.readable(at_guest + offsetof(Cell, range), sizeof(BlkRange));
+    } else if (bytes != 0 && (type == blk_in || type == blk_get_id)) {
+        chain.writable(guest(data(slot)), static_cast<uint32_t>(bytes));
+    } else if (bytes != 0) {
+        chain.readable(guest(data(slot)), static_cast<uint32_t>(bytes));
+    }
+    SharedAccess::store(&at->status, uint8_t{0xff});
+    chain.writable(at_guest + offsetof(Cell, status), 1);
+    ring_.offer(chain, reinterpret_cast<void*>(static_cast<uintptr_t>(slot)));
+    return true;
+}
+
 }  // namespace engine::virtio

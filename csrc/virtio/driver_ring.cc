@@ -53,17 +53,22 @@ int DriverRingBase::configure(const DriverConfig& config, engine_error* error) {
     const uint32_t size = config.layout.size;
     base::Owner<Slot[]> slots = base::make_array<Slot>(size);
     base::Owner<uint16_t[]> next = base::make_array<uint16_t>(size);
-    if (slots == nullptr || next == nullptr) {
+    const uint32_t entries =
+        (config.features & feature_indirect_desc) != 0 ? config.layout.indirect_entries : 0;
+    base::Owner<uint16_t[]> sequence = base::make_array<uint16_t>(entries);
+    if (slots == nullptr || next == nullptr || (sequence == nullptr && entries != 0)) {
         return fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "virtqueue-configure"},
                     "no memory for a virtqueue of %" PRIu32 " descriptors", size);
     }
     for (uint32_t i = 0; i < size; ++i) next[i] = static_cast<uint16_t>((i + 1) & (size - 1));
+    for (uint32_t i = 0; i < entries; ++i) sequence[i] = static_cast<uint16_t>(i + 1);
     slots_ = std::move(slots);
     next_ = std::move(next);
+    sequence_ = std::move(sequence);
     size_ = size;
     mask_ = static_cast<uint16_t>(size - 1);
     event_index_ = (config.features & feature_event_idx) != 0;
-    indirect_entries_ = (config.features & feature_indirect_desc) != 0 ? config.layout.indirect_entries : 0;
+    indirect_entries_ = entries;
     // A chain that no direct descriptors could hold goes indirect, whatever the wish.
     indirect_min_ = std::clamp(config.indirect_min, 1u, size + 1);
     place(config);

@@ -6,6 +6,7 @@
 
 #include <engine/base.h>
 
+#include <algorithm>
 #include <span>
 
 #include "base/alloc.hh"
@@ -105,6 +106,7 @@ class DriverRingBase {
     uint32_t free_ = 0;
     base::Owner<Slot[]> slots_;
     base::Owner<uint16_t[]> next_;
+    base::Owner<uint16_t[]> sequence_;  // next_ for an indirect table: 1, 2, 3, …
 
   private:
     void place(const DriverConfig& config) noexcept;
@@ -115,33 +117,84 @@ class DriverRingBase {
 template <class Access>
 class BasicDriverRing : public DriverRingBase {
   public:
-    // Offers a chain; the device sees it after publish(). False: too few free descriptors now (or at all,
-    // beyond max_elements()), no element, or a broken ring.
-    bool add(std::span<const Element> readable, std::span<const Element> writable, void* token) noexcept {
-        const size_t count = readable.size() + writable.size();
-        if (count >= indirect_min_ && count <= indirect_entries_) {
-            return add_indirect(readable, writable, token);
+    // A chain that is being written, an element at a time: the readable ones first, none without bytes.
+    class Draft {
+      public:
+        void readable(uint64_t addr, uint32_t len) noexcept { put(addr, len, desc_f_next); }
+        void writable(uint64_t addr, uint32_t len) noexcept {
+            put(addr, len, desc_f_next | desc_f_write);
+            writable_bytes_ += len;
         }
-        if (ENGINE_UNLIKELY(count > free_ || count == 0 || !ready_)) return false;
+
+      private:
+        friend class BasicDriverRing<Access>;
+        void put(uint64_t addr, uint32_t len, uint64_t flags) noexcept {
+            ENGINE_ASSERT(len != 0);
+            tail_ = index_;
+            index_ = next_[tail_];
+            last_word_ = len | flags << 32 | uint64_t{index_} << 48;
+            Access::store(&table_[tail_].addr, addr);
+            Access::store(&table_[tail_].len_flags_next, last_word_);
+        }
+
+        RingDescriptor* table_;  // the ring's own, or the indirect one of the head
+        const uint16_t* next_;   // by descriptor: the one that follows
+        uint64_t writable_bytes_;
+        uint64_t last_word_;  // second word of `tail_`
+        uint32_t count_;      // of the ring's descriptors
+        uint16_t tail_;       // the last one written
+        uint16_t index_;      // the next to be written
+    };
+
+    // Begins a chain of so many elements; all of them are to be put before offer(). False: too few free
+    // descriptors now (or at all, beyond max_elements()), no element, or a broken ring.
+    bool start(size_t elements, Draft* draft) noexcept {
+        const bool indirect = elements >= indirect_min_ && elements <= indirect_entries_;
+        const size_t count = indirect ? 1 : elements;
+        if (ENGINE_UNLIKELY(count > free_ || elements == 0 || !ready_)) return false;
+        draft->table_ = desc_;
+        draft->next_ = next_.get();
+        draft->index_ = draft->tail_ = free_head_;
+        draft->writable_bytes_ = draft->last_word_ = 0;
+        draft->count_ = static_cast<uint32_t>(count);
+        if (indirect) {
+            draft->table_ = indirect_ + size_t{free_head_} * indirect_entries_;
+            draft->next_ = sequence_.get();
+            draft->index_ = 0;
+        }
+        return true;
+    }
+    // The device sees it after publish().
+    void offer(Draft& draft, void* token) noexcept {
+        // The last descriptor links to none.
+        const uint64_t link = uint64_t{desc_f_next} << 32 | uint64_t{UINT16_MAX} << 48;
+        Access::store(&draft.table_[draft.tail_].len_flags_next, draft.last_word_ & ~link);
         const uint16_t head = free_head_;
-        const uint16_t* next = next_.get();
-        RingDescriptor* desc = desc_;
-        uint64_t bytes = 0;
-        uint16_t index = head, tail = head;
-        Element last{};
-        for (const Element& element : readable) {
-            tail = index;
-            index = next[tail];
-            put(desc + tail, last = element, desc_f_next, index);
+        if (draft.table_ != desc_) {
+            const uint64_t table = indirect_guest_ + uint64_t{head} * indirect_entries_ * 16;
+            Access::store(&desc_[head].addr, table);
+            Access::store(&desc_[head].len_flags_next,
+                          uint32_t{draft.index_} * 16 | uint64_t{desc_f_indirect} << 32);
+            draft.tail_ = head;
+            draft.index_ = next_[head];
         }
-        for (const Element& element : writable) {
-            tail = index;
-            index = next[tail];
-            put(desc + tail, last = element, desc_f_write | desc_f_next, index);
-            bytes += element.len;
-        }
-        put(desc + tail, last, writable.empty() ? 0 : desc_f_write, 0);
-        offer(head, tail, index, static_cast<uint32_t>(count), bytes, token);
+        free_head_ = draft.index_;
+        free_ -= draft.count_;
+        const uint64_t bytes = std::min<uint64_t>(draft.writable_bytes_, UINT32_MAX);
+        slots_[head] = {token, static_cast<uint32_t>(bytes), draft.tail_,
+                        static_cast<uint16_t>(draft.count_)};
+        const uint16_t place = added_;
+        added_ = static_cast<uint16_t>(place + 1);
+        Access::store(&avail_ring_[place & mask_], head);
+    }
+
+    // The same at once, for elements that lie in arrays.
+    bool add(std::span<const Element> readable, std::span<const Element> writable, void* token) noexcept {
+        Draft draft;
+        if (!start(readable.size() + writable.size(), &draft)) return false;
+        for (const Element& element : readable) draft.readable(element.addr, element.len);
+        for (const Element& element : writable) draft.writable(element.addr, element.len);
+        offer(draft, token);
         return true;
     }
 
@@ -212,48 +265,6 @@ class BasicDriverRing : public DriverRingBase {
     }
 
   private:
-    static void put(RingDescriptor* at, const Element& element, int flags, uint16_t next) noexcept {
-        ENGINE_ASSERT(element.len != 0);
-        store_descriptor<Access>(at, element.addr, element.len, static_cast<uint16_t>(flags), next);
-    }
-
-    // Takes the descriptors from `head` to `tail` off the free list, which goes on at `rest`; fills a slot.
-    void offer(uint16_t head, uint16_t tail, uint16_t rest, uint32_t count, uint64_t writable_bytes,
-               void* token) noexcept {
-        free_head_ = rest;
-        free_ -= count;
-        const uint32_t bound =
-            writable_bytes > UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(writable_bytes);
-        slots_[head] = {token, bound, tail, static_cast<uint16_t>(count)};
-        const uint16_t place = added_;
-        added_ = static_cast<uint16_t>(place + 1);
-        Access::store(&avail_ring_[place & mask_], head);
-    }
-
-    bool add_indirect(std::span<const Element> readable, std::span<const Element> writable,
-                      void* token) noexcept {
-        if (ENGINE_UNLIKELY(free_ == 0 || !ready_)) return false;
-        const uint16_t head = free_head_;
-        const size_t count = readable.size() + writable.size();
-        const size_t first = size_t{head} * indirect_entries_;
-        RingDescriptor* table = indirect_ + first;
-        uint64_t bytes = 0;
-        uint16_t index = 0;
-        Element last{};
-        for (const Element& element : readable) {
-            put(table++, last = element, desc_f_next, ++index);
-        }
-        for (const Element& element : writable) {
-            put(table++, last = element, desc_f_write | desc_f_next, ++index);
-            bytes += element.len;
-        }
-        put(table - 1, last, writable.empty() ? 0 : desc_f_write, 0);
-        const Element whole{indirect_guest_ + first * 16, static_cast<uint32_t>(count * 16)};
-        put(desc_ + head, whole, desc_f_indirect, 0);
-        offer(head, head, next_[head], 1, bytes, token);
-        return true;
-    }
-
     bool refresh() noexcept {
         if (!ready_) return false;
         // Pairs with the store in BasicDeviceRing::publish: entries, and the data behind them, before index.
