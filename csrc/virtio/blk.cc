@@ -16,14 +16,13 @@ struct BlkQueue::Slot {
     BlkQueue* queue;
     Slot* next_free;
     uint8_t* status;
-    uint32_t writable_bytes;
     Chain chain;
 };
 
 bool BlkQueue::poll() {
     if (!running_) return false;
-    if (unpublished_) publish();
-    bool progress = false;
+    if (ring_.unpublished()) publish();
+    uint64_t taken = 0;
     while (free_ != nullptr && running_) {
         Slot* slot = free_;
         if (!ring_.pop(slot->chain)) {
@@ -34,13 +33,15 @@ bool BlkQueue::poll() {
             break;
         }
         free_ = slot->next_free;
-        progress = true;
+        taken++;
         handle(slot);
     }
     polls_.increment();
-    if (progress) batches_.increment();
-    if (unpublished_) publish();
-    return progress;
+    if (taken == 0) return false;
+    requests_.add(taken);
+    batches_.increment();
+    if (ring_.unpublished()) publish();
+    return true;
 }
 
 bool BlkQueue::prepare_sleep() {
@@ -49,32 +50,25 @@ bool BlkQueue::prepare_sleep() {
     return !ring_.enable_notifications();
 }
 
-void BlkQueue::handle(Slot* slot) noexcept {
-    in_flight_++;
-    requests_.increment();
+inline void BlkQueue::handle(Slot* slot) noexcept {
     Chain& chain = slot->chain;
     BlkHeader header;
     bool whole = chain.read_front(&header, sizeof header);
-    slot->writable_bytes = static_cast<uint32_t>(chain.writable_bytes);
     slot->status = chain.take_back_byte();
-    if (slot->status == nullptr) {
-        // Nowhere to say what is wrong: the driver cannot be talked to (section 5.2.6.1).
-        complete(slot, blk_ioerr);
-        char reason[96];
-        snprintf(reason, sizeof reason, "the chain at head %u has no writable byte for the status",
-                 chain.head);
-        break_queue(ENGINE_ERROR_CORRUPT, "desc.flags", reason);
+    if (ENGINE_UNLIKELY(slot->status == nullptr)) {
+        refuse_without_status(slot);
         return;
     }
-    if (!whole) {
+    if (ENGINE_UNLIKELY(!whole)) {
         complete(slot, blk_ioerr);
         return;
     }
-    switch (little_endian(header.type)) {
-        case blk_in:
-        case blk_out:
-            transfer(slot, header);
-            break;
+    const uint32_t type = little_endian(header.type);
+    if (ENGINE_LIKELY(type == blk_in || type == blk_out)) {
+        transfer(slot, type == blk_in, little_endian(header.sector));
+        return;
+    }
+    switch (type) {
         case blk_flush:
             slot->request.op = Op::flush;
             slot->request.offset = slot->request.length = 0;
@@ -94,15 +88,23 @@ void BlkQueue::handle(Slot* slot) noexcept {
     }
 }
 
-void BlkQueue::transfer(Slot* slot, const BlkHeader& header) noexcept {
+// Nowhere to say what is wrong: the driver cannot be talked to (section 5.2.6.1).
+void BlkQueue::refuse_without_status(Slot* slot) noexcept {
+    complete(slot, blk_ioerr);
+    char reason[96];
+    snprintf(reason, sizeof reason, "the chain at head %u has no writable byte for the status",
+             slot->chain.head);
+    break_queue(ENGINE_ERROR_CORRUPT, "desc.flags", reason);
+}
+
+inline void BlkQueue::transfer(Slot* slot, bool in, uint64_t sector) noexcept {
     Chain& chain = slot->chain;
     block::Request& request = slot->request;
-    bool in = little_endian(header.type) == blk_in;
     std::span<const iovec> data = in ? chain.writable() : chain.readable();
     uint64_t bytes = in ? chain.writable_bytes : chain.readable_bytes;
     uint64_t offset;
-    if (__builtin_mul_overflow(little_endian(header.sector), sector_bytes, &offset) ||
-        bytes % sector_bytes != 0 || (!in && disk_.config().read_only != 0)) {
+    if (__builtin_mul_overflow(sector, sector_bytes, &offset) || bytes % sector_bytes != 0 ||
+        (!in && disk_.config().read_only != 0)) {
         complete(slot, blk_ioerr);
         return;
     }
@@ -177,18 +179,19 @@ void BlkQueue::completed(block::Request* request) noexcept {
 }
 
 void BlkQueue::complete(Slot* slot, BlkStatus status) noexcept {
-    if (slot->status != nullptr) SharedAccess::store(slot->status, static_cast<uint8_t>(status));
-    ring_.push(slot->chain.head, slot->writable_bytes);
+    uint64_t written = 0;
+    if (ENGINE_LIKELY(slot->status != nullptr)) {
+        SharedAccess::store(slot->status, static_cast<uint8_t>(status));
+        written = slot->chain.writable_bytes + 1;
+    }
+    ring_.push(slot->chain.head, static_cast<uint32_t>(written));
     slot->next_free = free_;
     free_ = slot;
-    in_flight_--;
     done_.increment();
-    unpublished_ = true;
-    if (!running_) settle_stop();
+    if (ENGINE_UNLIKELY(!running_)) settle_stop();
 }
 
 void BlkQueue::publish() noexcept {
-    unpublished_ = false;
     if (!ring_.publish()) return;
     calls_.increment();
     call_.notify(call_.opaque);
@@ -210,7 +213,7 @@ void BlkQueue::break_queue(engine_error_kind kind, const char* field, const char
 }
 
 void BlkQueue::settle_stop() noexcept {
-    if (in_flight_ != 0 || stopped_ == nullptr) return;
+    if (ring_.in_flight() != 0 || stopped_ == nullptr) return;
     publish();
     ring_.stop();
     aio::Signal* stopped = stopped_;
@@ -222,7 +225,7 @@ BlkQueue::BlkQueue(Disk& disk, aio::AioContext& context, unsigned index)
     : disk_(disk), context_(context), index_(index) {}
 
 BlkQueue::~BlkQueue() {
-    ENGINE_CHECK(in_flight_ == 0 && !linked());
+    ENGINE_CHECK(ring_.in_flight() == 0 && !linked());
 }
 
 int BlkQueue::open(engine_error* error) {

@@ -78,19 +78,20 @@ class alignas(128) BlkQueue final : private aio::Poller {
     int refuse_start(const RingConfig& config, engine_error* error);
 
     bool poll() override;
-    bool has_work() override { return running_ && (unpublished_ || ring_.has_work()); }
+    bool has_work() override { return running_ && (ring_.unpublished() || ring_.has_work()); }
     bool prepare_sleep() override;
     void end_sleep() override { ring_.disable_notifications(); }
 
     void handle(Slot* slot) noexcept;
-    void transfer(Slot* slot, const BlkHeader& header) noexcept;
+    [[gnu::cold, gnu::noinline]] void refuse_without_status(Slot* slot) noexcept;
+    void transfer(Slot* slot, bool in, uint64_t sector) noexcept;
     void range(Slot* slot, const BlkHeader& header) noexcept;
     void get_id(Slot* slot) noexcept;
     void submit(Slot* slot) noexcept;
     void complete(Slot* slot, BlkStatus status) noexcept;
     void break_queue(engine_error_kind kind, const char* field, const char* reason) noexcept;
     void publish() noexcept;
-    void settle_stop() noexcept;
+    [[gnu::noinline]] void settle_stop() noexcept;
     void release() noexcept;
     static void completed(block::Request* request) noexcept;
 
@@ -104,9 +105,7 @@ class alignas(128) BlkQueue final : private aio::Poller {
     DeviceRing ring_;
     CallNotifier call_;
     bool running_ = false;
-    bool unpublished_ = false;
     bool broken_ = false;
-    uint32_t in_flight_ = 0;
     Slot* free_ = nullptr;
     std::vector<base::Owner<Slot>, base::Allocator<base::Owner<Slot>>> slots_;  // a chain for each descriptor
     aio::Signal* stopped_ = nullptr;

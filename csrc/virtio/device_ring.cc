@@ -22,7 +22,7 @@ void Chain::read_front_pieces(uint8_t* to, size_t length) noexcept {
         length -= part;
         element->iov_base = static_cast<uint8_t*>(element->iov_base) + part;
         element->iov_len -= part;
-        if (element->iov_len == 0) ++first, --readable_count;
+        if (element->iov_len == 0) ++first;
     }
 }
 
@@ -110,6 +110,7 @@ int DeviceRingBase::configure(MemoryTableRef memory, const RingConfig& config, e
     place(parts);
     cursor_.reset(memory_.get());
     size_ = config.size;
+    most_elements_ = std::min<uint32_t>(config.size, Chain::capacity);
     mask_ = static_cast<uint16_t>(config.size - 1);
     event_index_ = (config.features & feature_event_idx) != 0;
     indirect_ = (config.features & feature_indirect_desc) != 0;
@@ -144,7 +145,7 @@ void DeviceRingBase::stop() noexcept {
     cursor_.reset(nullptr);
 }
 
-DeviceRingBase::Room DeviceRingBase::append_slow(Room room, iovec* end, uint64_t addr, uint32_t bytes,
+DeviceRingBase::Room DeviceRingBase::append_slow(const Chain& chain, Room room, uint64_t addr, uint32_t bytes,
                                                  uint32_t index) noexcept {
     uint64_t length = bytes;
     if (addr + (length - 1) < addr) {
@@ -163,11 +164,11 @@ DeviceRingBase::Room DeviceRingBase::append_slow(Room room, iovec* end, uint64_t
         if (length == 0) return room;
         addr += part;
         // One element of the chain becomes one more of ours.
-        if (room.out == end) {
+        if (room_left(chain, room) == 0) {
             violate(Violation::chain_elements, index, Chain::capacity);
             return {nullptr, nullptr};
         }
-        if (room.limit != end) ++room.limit;
+        if (room.limit != chain.iov + Chain::capacity) ++room.limit;
     }
 }
 

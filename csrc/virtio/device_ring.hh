@@ -24,17 +24,16 @@ struct Chain {
     static constexpr unsigned max_segments = 126;  // to be advertised as seg_max
 
     uint16_t head;
-    uint16_t first;  // index into iov of the first readable element that is left
-    uint16_t readable_count;
-    uint16_t writable_count;
+    // Elements that are left: readable ones are iov[first, middle), writable ones iov[middle, end).
+    uint32_t first;
+    uint32_t middle;
+    uint32_t end;
     uint64_t readable_bytes;
     uint64_t writable_bytes;
-    iovec iov[capacity];  // not initialised beyond the counts
+    iovec iov[capacity];  // not initialised beyond `end`
 
-    std::span<const iovec> readable() const noexcept { return {iov + first, readable_count}; }
-    std::span<const iovec> writable() const noexcept {
-        return {iov + first + readable_count, writable_count};
-    }
+    std::span<const iovec> readable() const noexcept { return {iov + first, middle - first}; }
+    std::span<const iovec> writable() const noexcept { return {iov + middle, end - middle}; }
 
     // Takes `length` bytes (not 0) off the front of the readable part, each read once. False, and nothing
     // taken, when there are fewer.
@@ -45,7 +44,7 @@ struct Chain {
         iovec* element = iov + first;
         if (element->iov_len == length) [[likely]] {
             copy_from_shared(to, element->iov_base, length);
-            ++first, --readable_count;
+            ++first;
             return true;
         }
         read_front_pieces(static_cast<uint8_t*>(to), length);
@@ -55,8 +54,8 @@ struct Chain {
     uint8_t* take_back_byte() noexcept {
         if (writable_bytes == 0) return nullptr;
         --writable_bytes;
-        iovec* element = iov + first + readable_count + writable_count - 1;
-        if (--element->iov_len == 0) --writable_count;
+        iovec* element = iov + end - 1;
+        if (--element->iov_len == 0) --end;
         return static_cast<uint8_t*>(element->iov_base) + element->iov_len;
     }
 
@@ -117,6 +116,8 @@ class DeviceRingBase {
     uint32_t size() const noexcept { return size_; }
     // Chains taken and not yet pushed.
     uint32_t in_flight() const noexcept { return static_cast<uint16_t>(next_avail_ - used_); }
+    // Whether chains were pushed that the driver has not been shown.
+    bool unpublished() const noexcept { return used_ != published_; }
     // Where a successor would go on, once nothing is in flight.
     uint16_t next_index() const noexcept { return next_avail_; }
 
@@ -139,10 +140,10 @@ class DeviceRingBase {
     };
     // Appends an element that does not lie in the last region; one that crosses regions becomes several.
     // `room.out` is null after a violation.
-    [[gnu::noinline]] Room append_slow(Room room, iovec* end, uint64_t addr, uint32_t length,
+    [[gnu::noinline]] Room append_slow(const Chain& chain, Room room, uint64_t addr, uint32_t length,
                                        uint32_t index) noexcept;
-    static Violation full(Room room, const iovec* end) noexcept {
-        return room.limit == end ? Violation::chain_elements : Violation::loop;
+    static size_t room_left(const Chain& chain, Room room) noexcept {
+        return static_cast<size_t>(chain.iov + Chain::capacity - room.out);
     }
 
     // Written by configure() alone.
@@ -154,6 +155,7 @@ class DeviceRingBase {
     RingUsedElement* used_ring_ = nullptr;
     uint16_t* avail_event_ = nullptr;  // where the device says when to kick
     uint32_t size_ = 0;
+    uint32_t most_elements_ = 0;  // of a chain without an indirect table
     uint16_t mask_ = 0;
     bool event_index_ = false;
     bool indirect_ = false;
@@ -290,66 +292,68 @@ class BasicDeviceRing : public DeviceRingBase {
     bool walk(Chain& chain, uint16_t head) noexcept {
         const uint8_t* table = desc_;
         uint32_t entries = size_, index = head;
-        iovec* const end = chain.iov + Chain::capacity;
-        Room room{chain.iov, chain.iov + std::min<uint32_t>(entries, Chain::capacity)};
-        iovec* writable = nullptr;  // the first one
-        uint64_t bytes = 0, readable_bytes = 0;
+        Room room{chain.iov, chain.iov + most_elements_};
+        uint32_t direction = 0;  // desc_f_write from the first writable element on
+        uint64_t bytes = 0;
         MemoryRegion region = cursor_.last();
         bool nested = false;
+        chain.head = head;
+        chain.first = 0;
         for (;;) {
-            const uint64_t addr = load_descriptor_word<Access>(table + uint64_t{16} * index);
-            const uint64_t rest = load_descriptor_word<Access>(table + uint64_t{16} * index + 8);
-            const uint32_t length = static_cast<uint32_t>(rest);
-            const uint32_t flags = static_cast<uint32_t>(rest >> 32);  // and next, above
-            const uint32_t next = flags >> 16;
-            if (flags & desc_f_indirect) [[unlikely]] {
+            const RingDescriptor descriptor = load_descriptor<Access>(table + size_t{16} * index);
+            const uint64_t addr = descriptor.addr;
+            const uint32_t length = static_cast<uint32_t>(descriptor.len_flags_next);
+            const uint32_t flags = static_cast<uint32_t>(descriptor.len_flags_next >> 32);  // and next, above
+            if ((flags & desc_f_indirect) != 0) [[unlikely]] {
                 if (nested) return violate(Violation::indirect_nested, index, addr);
-                if (flags & desc_f_next) return violate(Violation::indirect_next, index, next);
+                if ((flags & desc_f_next) != 0) {
+                    return violate(Violation::indirect_next, index, flags >> 16);
+                }
                 table = enter(addr, length, index);
                 if (table == nullptr) return false;
                 nested = true;
                 index = 0;
                 entries = length / 16;
-                room.limit = room.out + std::min<size_t>(entries, static_cast<size_t>(end - room.out));
+                room.limit = room.out + std::min<size_t>(entries, room_left(chain, room));
                 continue;
             }
             if (ENGINE_UNLIKELY(length == 0)) return violate(Violation::zero_length, index, addr);
             if (ENGINE_UNLIKELY(room.out == room.limit)) {
-                return violate(full(room, end), index, Chain::capacity);
+                return violate(room_left(chain, room) == 0 ? Violation::chain_elements : Violation::loop,
+                               index, Chain::capacity);
             }
-            if (((flags & desc_f_write) != 0) != (writable != nullptr)) {
-                if (ENGINE_UNLIKELY(writable != nullptr)) return violate(Violation::order, index, addr);
-                writable = room.out;
-                readable_bytes = bytes;
+            if (((flags ^ direction) & desc_f_write) != 0) {
+                if (ENGINE_UNLIKELY(direction != 0)) return violate(Violation::order, index, addr);
+                direction = desc_f_write;
+                chain.middle = static_cast<uint32_t>(room.out - chain.iov);
+                chain.readable_bytes = bytes;
             }
             bytes += length;
             const uint64_t offset = addr - region.guest;
             if (offset < region.length && length <= region.length - offset) [[likely]] {
                 *room.out++ = {region.host + offset, length};
             } else {
-                room = append_slow(room, end, addr, length, index);
+                room = append_slow(chain, room, addr, length, index);
                 if (room.out == nullptr) return false;
                 region = cursor_.last();
             }
             if ((flags & desc_f_next) == 0) break;
+            const uint32_t next = flags >> 16;
             if (ENGINE_UNLIKELY(next >= entries)) return violate(Violation::next_range, index, next);
             index = next;
         }
-        if (ENGINE_UNLIKELY(bytes > max_chain_bytes)) return violate(Violation::chain_bytes, head, bytes);
-        if (writable == nullptr) writable = room.out, readable_bytes = bytes;
-        chain.head = head;
-        chain.first = 0;
-        chain.readable_count = static_cast<uint16_t>(writable - chain.iov);
-        chain.writable_count = static_cast<uint16_t>(room.out - writable);
-        chain.readable_bytes = readable_bytes;
-        chain.writable_bytes = bytes - readable_bytes;
+        if (ENGINE_UNLIKELY(bytes > max_chain_bytes))
+            return violate(Violation::chain_bytes, chain.head, bytes);
+        chain.end = static_cast<uint32_t>(room.out - chain.iov);
+        if (direction == 0) chain.middle = chain.end, chain.readable_bytes = bytes;
+        chain.writable_bytes = bytes - chain.readable_bytes;
         return true;
     }
 
     // The indirect table that a descriptor refers to, or null (section 2.7.5.3). The WRITE flag beside
     // INDIRECT is ignored. In a table, a chain longer than the queue is let through: 2.7.5.3.1 forbids it,
-    // Linux does it.
-    const uint8_t* enter(uint64_t addr, uint32_t length, uint32_t index) noexcept {
+    // Linux does it. Out of line: chains without a table then keep their registers.
+    [[gnu::noinline]] const uint8_t* enter(uint64_t addr, uint32_t length, uint32_t index) noexcept {
         if (!indirect_) return violate(Violation::indirect_feature, index, addr), nullptr;
         if (length == 0 || length % 16 != 0) {
             return violate(Violation::indirect_length, index, length), nullptr;

@@ -120,22 +120,17 @@ inline void copy_from_shared(void* to, const void* from, size_t length) noexcept
     for (; length != 0; --length) *out++ = Access::load(in++);
 }
 
-// A word of a descriptor. Indirect tables may lie anywhere (section 2.7.5.3 asks for no alignment).
+// A descriptor in the host's byte order. Indirect tables may lie anywhere (section 2.7.5.3 asks for no
+// alignment).
 template <class Access>
-inline uint64_t load_descriptor_word(const uint8_t* at) noexcept {
+inline RingDescriptor load_descriptor(const uint8_t* at) noexcept {
     if ((reinterpret_cast<uintptr_t>(at) & 7) == 0) [[likely]] {
-        return Access::load(reinterpret_cast<const uint64_t*>(at));
+        const auto* words = reinterpret_cast<const RingDescriptor*>(at);
+        return {Access::load(&words->addr), Access::load(&words->len_flags_next)};
     }
-    uint64_t value;
+    RingDescriptor value;
     copy_from_shared<Access>(&value, at, sizeof value);
-    return little_endian(value);
-}
-
-template <class Access>
-inline void store_descriptor(RingDescriptor* at, uint64_t addr, uint32_t len, uint16_t flags,
-                             uint16_t next) noexcept {
-    Access::store(&at->addr, addr);
-    Access::store(&at->len_flags_next, len | uint64_t{flags} << 32 | uint64_t{next} << 48);
+    return {little_endian(value.addr), little_endian(value.len_flags_next)};
 }
 
 // Whether moving an index from `before` to `now` passed the slot that the other side asked to hear about

@@ -274,11 +274,11 @@ void random_table(World& w, Random& random, uint64_t table, uint32_t entries, bo
 }
 
 bool same(const Chain& chain, const std::vector<Piece>& pieces) {
-    if (pieces.size() != size_t{chain.readable_count} + chain.writable_count) return false;
+    if (pieces.size() != chain.end) return false;
     uint64_t readable = 0, writable = 0;
     for (size_t i = 0; i < pieces.size(); ++i) {
         if (chain.iov[i].iov_base != pieces[i].host || chain.iov[i].iov_len != pieces[i].bytes) return false;
-        if (pieces[i].writable != (i >= chain.readable_count)) return false;
+        if (pieces[i].writable != (i >= chain.middle)) return false;
         (pieces[i].writable ? writable : readable) += pieces[i].bytes;
     }
     return readable == chain.readable_bytes && writable == chain.writable_bytes;
@@ -395,7 +395,7 @@ TEST(a_thread_that_rewrites_descriptors_gets_nothing_past_the_checks) {
         guest.offer(static_cast<uint16_t>(round % 4));
         if (ring.pop(chain)) {
             ++taken;
-            for (unsigned i = 0; i < unsigned{chain.readable_count} + chain.writable_count; ++i) {
+            for (unsigned i = 0; i < chain.end; ++i) {
                 const auto* start = static_cast<uint8_t*>(chain.iov[i].iov_base);
                 const size_t length = chain.iov[i].iov_len;
                 escaped += start < guest.memory.get() || length == 0 || length > Guest::bytes ||
