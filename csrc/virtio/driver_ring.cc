@@ -55,7 +55,8 @@ int DriverRingBase::configure(const DriverConfig& config, engine_error* error) {
     base::Owner<uint16_t[]> next = base::make_array<uint16_t>(size);
     const uint32_t entries =
         (config.features & feature_indirect_desc) != 0 ? config.layout.indirect_entries : 0;
-    base::Owner<uint16_t[]> sequence = base::make_array<uint16_t>(entries);
+    base::Owner<uint16_t[]> sequence;
+    if (entries != 0) sequence = base::make_array<uint16_t>(entries);
     if (slots == nullptr || next == nullptr || (sequence == nullptr && entries != 0)) {
         return fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "virtqueue-configure"},
                     "no memory for a virtqueue of %" PRIu32 " descriptors", size);
