@@ -47,6 +47,7 @@ class Handle:
         "_state",
         "_with_error",
         "children",
+        "interrupt",
         "label",
         "pointer",
     )
@@ -62,6 +63,7 @@ class Handle:
         self.pointer = pointer
         self.label = label  # "node 'disk'"
         self.children: dict[int, Handle] = {}  # by id, in order of making
+        self.interrupt: Callable[[Any], object] | None = None  # makes a call that waits on it return
         self._free = free
         self._with_error = with_error  # `free` takes an error object
         self._parent = parent
@@ -138,6 +140,8 @@ class Handle:
             _set_state(both, _State.CLOSING)
             try:
                 for handle in both:
+                    if handle.interrupt is not None:
+                        handle.interrupt(handle.pointer)
                     handle._drain()
                 # While it closes nobody can add to them: who makes a child holds `in_use()` of its parent.
                 for child in reversed(list(self.children.values())):

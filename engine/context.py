@@ -1,6 +1,5 @@
-"""AioContexts: event loops on threads of their own, pinned to CPUs; what they got, and what they did.
-
-Any thread; the loop itself is native.
+"""AioContexts: event loops on threads of their own, pinned to CPUs, or driven by their caller; what they got,
+and what they did. Any thread, but for run_once(); the loop itself is native.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 _BACKEND_NAMES = {number: name for name, number in BACKENDS.items()}
 MAX_POLL_NS = 10**12
+MAX_TIMEOUT_S = 10.0**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,9 @@ def cpus_of(words: Any) -> list[int]:
 
 
 class AioContext(Closeable):
-    """An event loop on a thread of its own. Its engine owns it: dropping this object does not close it."""
+    """An event loop, on a thread of its own or on that of whoever calls run_once(). Its engine owns it:
+    dropping this object does not close it.
+    """
 
     def __init__(self, engine: Engine, handle: Handle, name: str) -> None:
         self._engine = engine
@@ -132,6 +134,26 @@ class AioContext(Closeable):
                 "set poll_max_ns",
                 self._handle.label,
             )
+
+    def run_once(self, timeout: float | None = None) -> bool:
+        """Waits for work, at most `timeout` seconds (None: no limit; 0: not at all), and runs what there is.
+
+        For a context made with `caller_driven=True`. True: something ran. The first call fixes the thread
+        that drives it; on another one, Conflict. Blocking calls on that thread drive its contexts meanwhile.
+        """
+        nanoseconds = -1 if timeout is None else round(min(max(timeout, 0.0), MAX_TIMEOUT_S) * 1e9)
+        error = struct("engine_error")
+        with self._handle.in_use():
+            ran = lib.engine_context_run_once(self._handle.check(), nanoseconds, error)
+        return check(ran, error, "run context", self._handle.label) > 0
+
+    def fileno(self) -> int:
+        """Readable when `run_once(0)` has something to do, due timers included: for the loop that drives it.
+
+        `loop.add_reader(context, context.run_once, 0)` is all that asyncio needs. Remove it before closing.
+        """
+        with self._handle.in_use():
+            return check(lib.engine_context_fileno(self._handle.check()), None, "fileno", self._handle.label)
 
     def close(self) -> None:
         """Ends its thread; idempotent. Conflict, naming the users, while queues or workloads are attached.

@@ -86,12 +86,14 @@ class Engine(Owner):
         *,
         sched_policy: str = "other",
         sched_priority: int = 0,
+        caller_driven: bool = False,
     ) -> AioContext:
-        """Starts an event loop on a thread of its own.
+        """Starts an event loop on a thread of its own; with `caller_driven`, one that `run_once()` drives.
 
         cpus: where it may run; None or []: anywhere. poll_max_ns: longest busy poll before sleeping; None:
         the default (32768), 0: never. backend: "auto", "io_uring" or "threads". queue_depth: entries of the
-        submission ring; 0: the default. sched_policy: "other", "fifo" or "rr", as in sched(7).
+        submission ring; 0: the default. sched_policy: "other", "fifo" or "rr", as in sched(7). What its
+        caller drives is not pinned or scheduled by the engine: cpus and sched_policy stay out.
 
         InvalidArgument for a CPU that does not exist, Conflict for a name that is taken, Unsupported for a
         backend that does not work here.
@@ -114,15 +116,18 @@ class Engine(Owner):
         )
         config.sched_policy = SCHED_POLICIES[sched_policy]
         config.sched_priority = integer(sched_priority, "sched_priority", high=99)
+        config.caller_driven = int(caller_driven)
         with self._handle.in_use():
             instance = self._handle.check()
-            self._context_handles[name] = Handle.make(
+            handle = self._context_handles[name] = Handle.make(
                 "engine_context_t",
                 lambda out, error: lib.engine_context_create(instance, config, out, error),
                 lib.engine_context_close,
                 f"context {name!r}",
                 self._handle,
             )
+            if caller_driven:
+                handle.interrupt = lib.engine_context_wake
         return self._context(name)
 
     @property

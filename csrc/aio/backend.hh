@@ -40,7 +40,7 @@ struct IoOp : Message {
 };
 
 // A descriptor watched level-triggered, by the context that made it.
-struct FdHandler : base::Link {  // io_uring: linked while removed and still armed
+struct FdHandler : base::Link {  // io_uring: linked while it is watched, or removed and still armed
     int fd = -1;
     uint32_t events = 0;  // POLLIN, POLLOUT
     void (*ready)(FdHandler*, uint32_t events) = nullptr;
@@ -72,10 +72,17 @@ class Backend {
     virtual void wait(int64_t timeout_ns) noexcept = 0;
     // Any thread: ends a wait().
     virtual void wake() noexcept = 0;
+    // For a caller-driven context: this thread is the home thread from here on. Not while operations are in
+    // flight.
+    virtual int enter_thread(engine_error* error) noexcept = 0;
+    // Readable when there is something to reap; another one after enter_thread().
+    virtual int pollable_fd() const noexcept = 0;
 
     virtual int add_fd(FdHandler* handler) noexcept = 0;
     // No callback after this returns; `released` follows, possibly later.
     virtual void remove_fd(FdHandler* handler) noexcept = 0;
+    // The context is closing: no handler is called or pointed to any more, but for those already removed.
+    virtual void forget_fds() noexcept = 0;
 
     BackendStats stats;
 };
@@ -85,9 +92,11 @@ struct BackendChoice {
     uint32_t queue_depth = 256;
     const cpu_set_t* worker_cpus = nullptr;  // where its workers may run; null: anywhere
     size_t worker_cpus_size = 0;
+    bool caller_driven = false;  // the home thread is another one, which calls enter_thread()
 };
 
-// On the home thread: makes the backend that was asked for, or says why not. `reason` tells why this one.
+// On the home thread, unless caller-driven: makes the backend that was asked for, or says why not. `reason`
+// tells why this one.
 int make_backend(AioContext& context, const BackendChoice& choice, std::unique_ptr<Backend>* out,
                  char (&reason)[160], engine_error* error);
 int make_uring_backend(const BackendChoice& choice, std::unique_ptr<Backend>* out, char (&reason)[160],

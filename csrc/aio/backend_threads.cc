@@ -93,8 +93,11 @@ class ThreadsBackend final : public Backend {
     void reap() noexcept override;
     void wait(int64_t timeout_ns) noexcept override;
     void wake() noexcept override;
+    int enter_thread(engine_error*) noexcept override { return 0; }  // any thread will do
+    int pollable_fd() const noexcept override { return epoll_fd_; }
     int add_fd(FdHandler* handler) noexcept override;
     void remove_fd(FdHandler* handler) noexcept override;
+    void forget_fds() noexcept override {}  // epoll alone knows them, and it is not asked any more
 
   private:
     static constexpr unsigned events_max = 64;
@@ -131,6 +134,9 @@ class ThreadsBackend final : public Backend {
 
 int ThreadsBackend::open(engine_error* error) {
     const base::Where where{.operation = "epoll_create", .field = "backend"};
+    if (offload_.open() != 0) {
+        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where, "threads backend: out of memory");
+    }
     epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
     if (epoll_fd_ < 0)
         return base::fail_os(error, errno, where, "threads backend: cannot make an epoll descriptor");

@@ -6,9 +6,11 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 #include "aio/backend.hh"
@@ -39,10 +41,14 @@ class UringBackend final : public Backend {
     void reap() noexcept override;
     void wait(int64_t timeout_ns) noexcept override;
     void wake() noexcept override;
+    int enter_thread(engine_error* error) noexcept override;
+    int pollable_fd() const noexcept override { return ring_.ring_fd; }
     int add_fd(FdHandler* handler) noexcept override;
     void remove_fd(FdHandler* handler) noexcept override;
+    void forget_fds() noexcept override;
 
   private:
+    int open_ring(const BackendChoice& choice, engine_error* error);
     io_uring_sqe* get_sqe() noexcept;
     void prepare(IoOp* op) noexcept;
     void arm_wake() noexcept;
@@ -55,36 +61,44 @@ class UringBackend final : public Backend {
     }
 
     io_uring ring_{};
+    unsigned queue_depth_ = 0;
+    unsigned set_up_flags_ = 0;
     bool ring_open_ = false;
+    bool disabled_ = false;               // until the thread that will drive it enables it
     bool deferred_ = false;               // completions appear only when the kernel is entered
     mutable bool flag_is_stale_ = false;  // the last time that it was set there was nothing
     mutable unsigned looks_at_stale_flag_ = 0;
     int event_fd_ = -1;
     uint64_t event_value_ = 0;
     unsigned in_flight_ = 0;
-    unsigned in_flight_max_ = 0;     // the completion queue holds them all
-    base::Queue<Message> waiting_;   // operations beyond that
+    unsigned in_flight_max_ = 0;    // the completion queue holds them all
+    base::Queue<Message> waiting_;  // operations beyond that
+    base::List<FdHandler> watched_;
     base::List<FdHandler> removed_;  // whose poll requests the kernel has not given back yet
     OffloadPool offload_;
 };
 
-int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_error* error) {
+// The ring alone. The single issuer of one that is caller-driven is the thread that enables it.
+int UringBackend::open_ring(const BackendChoice& choice, engine_error* error) {
     const base::Where where{.operation = "io_uring_setup", .field = "backend"};
     io_uring_params params{};
     unsigned base_flags = IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
-    const unsigned wanted[] = {
+    if (choice.caller_driven) base_flags |= IORING_SETUP_R_DISABLED;
+    // Who polls a ring with deferred task run is not woken (nor reliably by an eventfd registered with it,
+    // Linux 6.18): where a foreign loop does, the kernel interrupts its wait instead.
+    const std::array<unsigned, 3> own_thread = {
         IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
         0,
     };
+    const std::array<unsigned, 3> foreign_loop = {IORING_SETUP_SINGLE_ISSUER, 0, 0};
     int result = 0;
-    unsigned used = 0;
-    for (unsigned flags : wanted) {
+    for (unsigned flags : choice.caller_driven ? foreign_loop : own_thread) {
         memset(&params, 0, sizeof params);
         params.flags = base_flags | flags;
         params.cq_entries = std::max(choice.queue_depth * 8, cq_entries_min);
         result = io_uring_queue_init_params(choice.queue_depth, &ring_, &params);
-        used = flags;
+        set_up_flags_ = flags;
         if (result != -EINVAL) break;  // an older kernel: ask for less
     }
     if (result == -ENOMEM) {
@@ -105,8 +119,19 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
     }
     if (result < 0) return base::fail_os(error, -result, where, "io_uring: cannot set up a ring");
     ring_open_ = true;
-    deferred_ = (used & IORING_SETUP_DEFER_TASKRUN) != 0;
+    disabled_ = choice.caller_driven;
+    deferred_ = (set_up_flags_ & IORING_SETUP_DEFER_TASKRUN) != 0;
     in_flight_max_ = params.cq_entries - cq_entries_spare;
+    return 0;
+}
+
+int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_error* error) {
+    const base::Where where{.operation = "io_uring_setup", .field = "backend"};
+    queue_depth_ = choice.queue_depth;
+    int result = open_ring(choice, error);
+    if (result != 0) return result;
+    if (offload_.open() != 0)
+        return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where, "io_uring: out of memory");
     event_fd_ = eventfd(0, EFD_CLOEXEC);
     if (event_fd_ < 0) return base::fail_os(error, errno, where, "cannot make an eventfd");
     bool pinned = false;
@@ -114,11 +139,41 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
         pinned = io_uring_register_iowq_aff(&ring_, choice.worker_cpus_size, choice.worker_cpus) == 0;
     }
     snprintf(reason, sizeof reason, "io_uring: %s%s, %u + %u entries",
-             deferred_   ? "single issuer, deferred task run"
-             : used != 0 ? "cooperative task run"
-                         : "plain ring",
-             pinned ? ", workers pinned" : "", params.sq_entries, params.cq_entries);
+             deferred_                                           ? "single issuer, deferred task run"
+             : (set_up_flags_ & IORING_SETUP_SINGLE_ISSUER) != 0 ? "single issuer"
+             : set_up_flags_ != 0                                ? "cooperative task run"
+                                                                 : "plain ring",
+             pinned ? ", workers pinned" : "", ring_.sq.ring_entries, ring_.cq.ring_entries);
     arm_wake();
+    if (!disabled_) submit();
+    return 0;
+}
+
+int UringBackend::enter_thread(engine_error* error) noexcept {
+    const base::Where where{.operation = "io_uring_register", .field = "backend"};
+    if (!disabled_) {  // another thread was its issuer, and has ended: its ring is of no use any more
+        if (in_flight_ != 0) {
+            return base::fail(
+                error, ENGINE_ERROR_CONFLICT, EBUSY, where,
+                "io_uring: the thread that drove this context ended with %u operations in flight",
+                in_flight_);
+        }
+        io_uring_queue_exit(&ring_);
+        ring_open_ = false;
+        int result = open_ring({.queue_depth = queue_depth_, .caller_driven = true}, error);
+        if (result != 0) return result;
+        while (FdHandler* handler = removed_.front()) {
+            handler->unlink();
+            handler->released(handler);
+        }
+        arm_wake();
+        watched_.for_each([this](FdHandler* handler) { arm_fd(handler); });
+    }
+    // liburing 2.3 declares io_uring_enable_rings() and does not export it.
+    if (syscall(__NR_io_uring_register, ring_.ring_fd, IORING_REGISTER_ENABLE_RINGS, nullptr, 0) < 0) {
+        return base::fail_os(error, errno, where, "io_uring: cannot enable the ring");
+    }
+    disabled_ = false;
     submit();
     return 0;
 }
@@ -282,6 +337,7 @@ void UringBackend::arm_wake() noexcept {
 }
 
 int UringBackend::add_fd(FdHandler* handler) noexcept {
+    watched_.push_back(handler);
     arm_fd(handler);
     return 0;
 }
@@ -297,6 +353,7 @@ void UringBackend::arm_fd(FdHandler* handler) noexcept {
 void UringBackend::complete_fd(FdHandler* handler, int result) noexcept {
     handler->armed = false;
     if (handler->removed) {
+        handler->unlink();
         handler->released(handler);
         return;
     }
@@ -314,14 +371,22 @@ void UringBackend::complete_fd(FdHandler* handler, int result) noexcept {
 
 void UringBackend::remove_fd(FdHandler* handler) noexcept {
     handler->removed = true;
+    handler->unlink();
     if (!handler->armed) {
         if (!handler->in_callback) handler->released(handler);  // else complete_fd is on the stack and will
         return;
     }
     removed_.push_back(handler);
-    io_uring_sqe* sqe = get_sqe();
+    // A thread that closes a context which another one drove cannot submit: then the ring's end releases it.
+    if (io_uring_sq_space_left(&ring_) == 0) submit();
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+    if (sqe == nullptr) return;
     io_uring_prep_poll_remove(sqe, reinterpret_cast<uint64_t>(handler) | tag_fd);
     sqe->user_data = tag_none;
+}
+
+void UringBackend::forget_fds() noexcept {
+    while (FdHandler* handler = watched_.front()) handler->unlink();
 }
 
 }  // namespace

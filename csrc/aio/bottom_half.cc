@@ -1,36 +1,29 @@
 // Bottom halves. State changes are single atomic operations; the inbox carries the message.
 #include "aio/bottom_half.hh"
 
-#include <sched.h>
-
 #include "base/alloc.hh"
 
 namespace engine::aio {
 
+// Nobody waits for anybody: who finds it queued knows that the message is in the inbox, or that its sender is
+// in the gate and will put it there.
 int BottomHalf::request(uint32_t what) noexcept {
+    AioContext& context = context_;  // once the message is in, it may run, and this may be gone
+    bool open = context.enter_gate();
+    bool push = false;
+    int result = 0;
     uint32_t state = state_.load_acquire();
-    for (;;) {
-        if ((state & closed) != 0) return -ESHUTDOWN;
-        if ((state & pushing) != 0) {  // another thread is between its claim and its push: a few instructions
-            sched_yield();
-            state = state_.load_acquire();
-            continue;
+    do {
+        push = (state & queued) == 0;
+        if (push && !open) {
+            result = -ESHUTDOWN;
+            break;
         }
-        bool push = (state & queued) == 0;
         // Pairs with run_scheduled(): what was written before is seen by the callback.
-        if (!state_.compare_exchange_acq_rel(state, state | what | queued | (push ? pushing : 0))) continue;
-        if (!push) return 0;
-        int result = context_.send(this);
-        // The message may be running, or run and freed, once it is in: it is not freed while `pushing` is
-        // set.
-        if (result == 0) {
-            state_.fetch_and_acq_rel(~pushing);
-        } else {
-            state_.fetch_or_acq_rel(closed);
-            state_.fetch_and_acq_rel(~(pushing | queued | armed));
-        }
-        return result;
-    }
+    } while (!state_.compare_exchange_acq_rel(state, state | what | queued));
+    if (push && open) context.push(this);
+    if (open) context.leave_gate();
+    return result;
 }
 
 int BottomHalf::schedule() noexcept {
@@ -39,8 +32,7 @@ int BottomHalf::schedule() noexcept {
 
 void BottomHalf::run_scheduled(Message* message) noexcept {
     auto* self = static_cast<BottomHalf*>(message);
-    while ((self->state_.load_acquire() & pushing) != 0) sched_yield();
-    // Once it is no longer queued, and the inbox closed, destroy() on another thread frees it at once.
+    // Once it is no longer queued, and the gate closed, destroy() on another thread frees it at once.
     AioContext& context = self->context_;
     Function function = self->function_;
     void* opaque = self->opaque_;

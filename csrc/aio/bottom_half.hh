@@ -24,9 +24,8 @@ class BottomHalf : private Message {
 
   private:
     ~BottomHalf() = default;
-    // `queued`: the message is on its way. `pushing`: its sender does not know yet whether the inbox is open,
-    // and nobody else may claim that it is. `armed`: the callback is wanted.
-    static constexpr uint32_t queued = 1, armed = 2, pushing = 4, closed = 8, doomed = 16;
+    // `queued`: the message is on its way. `armed`: the callback is wanted. `doomed`: to be freed.
+    static constexpr uint32_t queued = 1, armed = 2, doomed = 4;
 
     static void run_scheduled(Message* message) noexcept;
     int request(uint32_t what) noexcept;

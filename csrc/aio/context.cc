@@ -2,12 +2,7 @@
 // system call; then, with nothing left to do, busy polling within the adaptive budget, and sleep.
 #include "aio/context.hh"
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
-#include <climits>
+#include <algorithm>
 
 #include "base/clock.hh"
 #include "base/error.hh"
@@ -26,20 +21,15 @@ thread_local AioContext* current_context = nullptr;
 AioContext* AioContext::current() noexcept {
     return current_context;
 }
-void AioContext::enter_home() noexcept {
-    current_context = this;
-    bind_to_this_thread();
+AioContext*& AioContext::current_slot() noexcept {
+    return current_context;
 }
 
-int AioContext::send(Message* message) noexcept {
-    if (ENGINE_UNLIKELY(!mark_.same_process())) return -ESHUTDOWN;
-    // stop() waits for those between here and the end: the message may have run, the backend must still be
-    // there.
-    senders_.fetch_add_acq_rel(1);
+// In the gate: the message may have run before this returns, the backend is still there.
+void AioContext::push(Message* message) noexcept {
     Push pushed = inbox_.push(message);
+    ENGINE_CHECK(pushed != Push::closed);
     if (pushed == Push::wake) backend_->wake();
-    senders_.fetch_sub_acq_rel(1);
-    return pushed == Push::closed ? -ESHUTDOWN : 0;
 }
 
 bool AioContext::hold() noexcept {
@@ -61,12 +51,7 @@ int64_t AioContext::forbid_holds() noexcept {
 
 int AioContext::arm(Timer* timer, uint64_t deadline_ns) noexcept {
     if (stopping_) return -ESHUTDOWN;
-    try {
-        timers_.arm(timer, deadline_ns);
-    } catch (const std::bad_alloc&) {
-        return -ENOMEM;
-    }
-    return 0;
+    return timers_.arm(timer, deadline_ns);
 }
 
 void AioContext::set_poll_max_ns(int64_t ns) noexcept {
@@ -75,28 +60,34 @@ void AioContext::set_poll_max_ns(int64_t ns) noexcept {
 
 void AioContext::run() noexcept {
     while (!stopping_) {
-        uint64_t locked_ns = 0;
-        if (config_.turn_mutex != nullptr) {
-            stats_.lock_wait_ns.add(config_.turn_mutex->lock());
-            stats_.lock_acquisitions.increment();
-            locked_ns = base::now_ns();
-        }
-        bool more = turn();
-        // Per node, an idle context lets wait() submit, which saves a system call. Under the global mutex
-        // what handlers submit goes out while it is held, as with one big lock.
-        if (more || poll_ns_ != 0 || config_.turn_mutex != nullptr) backend_->submit();
-        if (config_.turn_mutex != nullptr) {
-            stats_.lock_hold_ns.add(base::now_ns() - locked_ns);
-            config_.turn_mutex->unlock();
-            config_.turn_mutex->give_way();
-        }
+        // Per node, an idle context lets wait() submit, which saves a system call.
+        bool more = locked_turn(false);
         if (more || stopping_) continue;
         if (backend_->has_completions()) {
             backend_->submit();  // however long that goes on, what is queued must not wait for its end
         } else {
-            idle();
+            idle(UINT64_MAX);
         }
     }
+}
+
+// True when there is work left that needs no waiting. Under the global mutex what handlers submit goes out
+// while it is held, as with one big lock.
+bool AioContext::locked_turn(bool submit) noexcept {
+    uint64_t locked_ns = 0;
+    if (config_.turn_mutex != nullptr) {
+        stats_.lock_wait_ns.add(config_.turn_mutex->lock());
+        stats_.lock_acquisitions.increment();
+        locked_ns = now_ns();
+    }
+    bool more = turn(ready_budget, timer_budget);
+    if (submit || more || poll_ns_ != 0 || config_.turn_mutex != nullptr) backend_->submit();
+    if (config_.turn_mutex != nullptr) {
+        stats_.lock_hold_ns.add(now_ns() - locked_ns);
+        config_.turn_mutex->unlock();
+        config_.turn_mutex->give_way();
+    }
+    return more;
 }
 
 // A callback may remove any poller, its own and the next one included.
@@ -108,16 +99,16 @@ void AioContext::for_each_poller(F&& f) noexcept {
     }
 }
 
-// True when there is work left that needs no waiting.
-bool AioContext::turn() noexcept {
+bool AioContext::turn(unsigned ready_most, unsigned timers_most) noexcept {
     stats_.turns.increment();
     backend_->reap();
-    if (!timers_.empty()) stats_.timers.add(timers_.run_due(base::now_ns(), timer_budget));
+    if (!timers_.empty()) stats_.timers.add(timers_.run_due(now_ns(), timers_most));
     run_inbox();
-    unsigned ran = run_ready(ready_budget);
+    unsigned ran = run_ready(ready_most);
     if (ran != 0) stats_.ready_items.add(ran);
     bool progress = false;
     for_each_poller([&](Poller* poller) { progress |= poller->poll(); });
+    if (progress) poll_progress_++;
     return progress || has_ready();
 }
 
@@ -143,28 +134,28 @@ bool AioContext::work_in_sight() noexcept {
 bool AioContext::busy_poll(uint64_t start_ns, uint64_t deadline_ns) noexcept {
     uint64_t end_ns = start_ns + poll_ns_;
     stats_.poll_attempts.increment();
-    uint64_t now_ns;
+    uint64_t seen_ns;
     bool found;
     do {
         found = work_in_sight();
-        now_ns = base::now_ns();
+        seen_ns = now_ns();
         if (!found) {
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #endif
         }
-    } while (!found && now_ns < end_ns && now_ns < deadline_ns);
-    stats_.poll_ns.add(now_ns - start_ns);
-    if (found || now_ns >= deadline_ns) {
+    } while (!found && seen_ns < end_ns && seen_ns < deadline_ns);
+    stats_.poll_ns.add(seen_ns - start_ns);
+    if (found || seen_ns >= deadline_ns) {
         stats_.poll_successes.increment();
         return true;
     }
     return false;
 }
 
-void AioContext::idle() noexcept {
-    uint64_t start_ns = base::now_ns();
-    uint64_t deadline_ns = timers_.next_deadline_ns();
+void AioContext::idle(uint64_t limit_ns) noexcept {
+    uint64_t start_ns = now_ns();
+    uint64_t deadline_ns = std::min(timers_.next_deadline_ns(), limit_ns);
     if (deadline_ns <= start_ns) {
         backend_->submit();  // a timer that is always due must not keep it waiting
         return;
@@ -175,13 +166,13 @@ void AioContext::idle() noexcept {
         stats_.poll_current_ns.set(poll_ns_);
     }
     if (poll_ns_ != 0 && busy_poll(start_ns, deadline_ns)) {
-        adapt_poll(base::now_ns() - start_ns);
+        adapt_poll(now_ns() - start_ns);
         return;
     }
     bool work = false;
     for_each_poller([&](Poller* poller) { work |= poller->prepare_sleep(); });
     if (!work && inbox_.may_sleep()) {
-        uint64_t sleep_start_ns = base::now_ns();
+        uint64_t sleep_start_ns = now_ns();
         int64_t timeout_ns = -1;
         if (deadline_ns != UINT64_MAX) {
             timeout_ns =
@@ -190,12 +181,26 @@ void AioContext::idle() noexcept {
         stats_.sleeps.increment();
         backend_->wait(timeout_ns);
         if (inbox_.woke_up()) stats_.wakeups.increment();
-        stats_.sleep_ns.add(base::now_ns() - sleep_start_ns);
+        stats_.sleep_ns.add(now_ns() - sleep_start_ns);
     } else {
         backend_->submit();  // nor must a stream of messages
     }
     for_each_poller([](Poller* poller) { poller->end_sleep(); });
-    if (poll_max_ns != 0) adapt_poll(base::now_ns() - start_ns);
+    if (poll_max_ns != 0) adapt_poll(now_ns() - start_ns);
+}
+
+// Between two turns that somebody else calls for it waits as it would in idle(), outside.
+void AioContext::begin_rest(bool more) noexcept {
+    bool work = more || backend_->has_completions();
+    for_each_poller([&](Poller* poller) { work |= poller->prepare_sleep(); });
+    resting_ = !work && inbox_.may_sleep();
+    if (resting_) stats_.sleeps.increment();
+}
+
+void AioContext::end_rest() noexcept {
+    if (resting_ && inbox_.woke_up()) stats_.wakeups.increment();
+    resting_ = false;
+    for_each_poller([](Poller* poller) { poller->end_sleep(); });
 }
 
 // The budget grows while waits turn out shorter than the most we may poll, and falls to nothing when they do
@@ -212,6 +217,12 @@ void AioContext::adapt_poll(uint64_t idle_ns) noexcept {
     stats_.poll_current_ns.set(poll_ns_);
 }
 
+void AioContext::wake() noexcept {
+    if (caller_ == nullptr || !enter_gate()) return;
+    backend_->wake();
+    leave_gate();
+}
+
 void AioContext::stop() {
     struct Stop : Message {
         AioContext* context;
@@ -219,12 +230,13 @@ void AioContext::stop() {
     message.context = this;
     message.run = [](Message* m) { static_cast<Stop*>(m)->context->stopping_ = true; };
     ENGINE_CHECK(!on_home());
+    if (caller_ != nullptr) stop_driven();
+    if (config_.simulator != nullptr) stop_simulated();
     if (!thread_.joinable()) return;
     send(&message);
     thread_.join();
-    // The inbox is closed: who comes from here on wakes nobody. Descriptors and workers go now, not with the
+    // Who comes from here on is refused, and wakes nobody. Descriptors and workers go now, not with the
     // engine.
-    while (senders_.load_acquire() != 0) sched_yield();
     backend_.reset();
 }
 
@@ -253,41 +265,6 @@ void AioContext::read_stats(engine_context_stats* out) const noexcept {
     out->lock_acquisitions = s.lock_acquisitions.get();
     out->lock_wait_ns = s.lock_wait_ns.get();
     out->lock_hold_ns = s.lock_hold_ns.get();
-}
-
-namespace {
-long futex(base::Atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) noexcept {
-    return syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, timeout, nullptr, 0);
-}
-}  // namespace
-
-// 0 nothing yet, 1 somebody waits, 2 set. The waiter may destroy the object as soon as it has seen 2, so
-// set() touches nothing after its exchange but the address, which the kernel only compares.
-void Signal::set() noexcept {
-    if (state_.exchange_acq_rel(2) == 1) futex(&state_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr);
-}
-
-void Signal::wait() noexcept {
-    wait_for(UINT64_MAX);
-}
-
-bool Signal::wait_for(uint64_t timeout_ns) noexcept {
-    static_assert(sizeof(base::Atomic<uint32_t>) == sizeof(uint32_t));
-    uint64_t end_ns = timeout_ns == UINT64_MAX ? UINT64_MAX : base::monotonic_ns() + timeout_ns;
-    for (;;) {
-        uint32_t expected = 0;
-        if (state_.load_acquire() == 2) return true;
-        if (!state_.compare_exchange_acq_rel(expected, 1) && expected == 2) return true;
-        if (end_ns == UINT64_MAX) {
-            futex(&state_, FUTEX_WAIT_PRIVATE, 1, nullptr);
-            continue;
-        }
-        uint64_t now_ns = base::monotonic_ns();
-        if (now_ns >= end_ns) return state_.load_acquire() == 2;
-        uint64_t left_ns = end_ns - now_ns;
-        timespec timeout{static_cast<time_t>(left_ns / 1000000000), static_cast<long>(left_ns % 1000000000)};
-        futex(&state_, FUTEX_WAIT_PRIVATE, 1, &timeout);
-    }
 }
 
 }  // namespace engine::aio

@@ -1,5 +1,6 @@
-// AioContext: an event loop on a thread of its own. What it owns (backend, ready queue, timers, pollers,
-// pools, statistics) has no lock: only the home thread touches it. The one way in from elsewhere is send().
+// AioContext: an event loop, on a thread of its own or on that of whoever calls run_once(). What it owns
+// (backend, ready queue, timers, pollers, pools, statistics) has no lock: only the home thread touches it.
+// The one way in from elsewhere is send().
 #pragma once
 
 #include <engine/aio.h>
@@ -11,11 +12,14 @@
 #include <vector>
 
 #include "aio/backend.hh"
+#include "aio/caller.hh"
 #include "aio/fork_mark.hh"
 #include "aio/inbox.hh"
 #include "aio/poller.hh"
+#include "aio/signal.hh"
 #include "aio/timer.hh"
 #include "base/assert.hh"
+#include "base/clock.hh"
 #include "base/list.hh"
 #include "base/mutex.hh"
 #include "coro/executor.hh"
@@ -25,6 +29,8 @@ struct Instance;
 }
 
 namespace engine::aio {
+
+class Simulator;
 
 struct ContextConfig {
     std::string name;
@@ -36,6 +42,8 @@ struct ContextConfig {
     int64_t poll_max_ns = 32768;
     base::Mutex* turn_mutex = nullptr;  // global mode: held while handlers run and while they submit
     bool lock_profile = false;
+    bool caller_driven = false;      // no thread of its own: somebody calls run_once()
+    Simulator* simulator = nullptr;  // it drives the context, and is its backend and its clock
 };
 
 struct LoopStats {
@@ -50,7 +58,8 @@ class alignas(128) AioContext final : public coro::Executor {
 
     // Starts the thread and returns when it runs where it was asked to, or with the error that prevented it.
     static int create(ContextConfig config, std::unique_ptr<AioContext>* out, engine_error* error);
-    // Any foreign thread. Ends the loop: what was accepted before is run, later sends answer -ESHUTDOWN.
+    // Any foreign thread. Ends the loop: what was accepted before is run, later sends answer -ESHUTDOWN. One
+    // that its caller drives ends on the thread that calls this, once run_once() has returned elsewhere.
     void stop();
     ~AioContext() override;
 
@@ -62,11 +71,24 @@ class alignas(128) AioContext final : public coro::Executor {
     static AioContext* current() noexcept;
     // 0: message->run will be called on the home thread, exactly once. -ESHUTDOWN: it never will; so it is in
     // a child of fork(), which has no home thread.
-    int send(Message* message) noexcept;
+    int send(Message* message) noexcept {
+        if (!enter_gate()) return -ESHUTDOWN;
+        push(message);
+        leave_gate();
+        return 0;
+    }
     int post(coro::ReadyItem* item) noexcept override { return send(item); }
-    // The same, and waits until it has run. -EDEADLK on any context's thread.
+    // The same in three steps: between entering and leaving a push succeeds, whatever happens meanwhile.
+    // Short: a closing context waits for who is inside.
+    bool enter_gate() noexcept { return ENGINE_LIKELY(mark_.same_process()) && gate_.enter(); }
+    void push(Message* message) noexcept;
+    void leave_gate() noexcept { gate_.leave(); }
+    // The same, and waits until it has run. -EDEADLK on any context's thread. On a thread that drives
+    // contexts it drives them meanwhile.
     template <class F>
     int call_and_wait(F&& f);
+    // Messages that have not been taken: a hint.
+    bool has_messages() const noexcept { return !inbox_.empty(); }
     void set_poll_max_ns(int64_t ns) noexcept;
     void read_stats(engine_context_stats* out) const noexcept;
     int read_info(engine_context_info* out) const noexcept;
@@ -82,6 +104,17 @@ class alignas(128) AioContext final : public coro::Executor {
     void allow_holds() noexcept { users.fetch_and_acq_rel(~no_holds); }
     // The engine that it belongs to: for callers above; nothing in here looks at it.
     Instance* instance = nullptr;
+
+    // --- driven by its caller
+    // Waits for work, at most so long (0: not at all; negative: without limit), and runs what there is. 1: it
+    // ran something; 0: the time was over, or there was a signal; -errno. The first call fixes the thread.
+    int run_once(int64_t timeout_ns, engine_error* error);
+    // Any thread. Readable when run_once() has something to do, timers included; or -errno.
+    int fileno() noexcept;
+    // Any thread: a run_once() under way returns.
+    void wake() noexcept;
+    // Any thread: if the one that drove it has ended, this one takes its place.
+    int adopt(engine_error* error);
 
     // --- home only
     Backend& backend() noexcept { return *backend_; }
@@ -100,19 +133,36 @@ class alignas(128) AioContext final : public coro::Executor {
     // Its last messages are being run: no timer fires and no descriptor is watched any more.
     bool winding_up() const noexcept { return stopping_; }
     LoopStats& stats() noexcept { return stats_; }
+    // The clock that timers, polling and latencies go by; any thread.
+    uint64_t now_ns() const noexcept override { return ENGINE_LIKELY(clock_ == nullptr) ? base::now_ns() : *clock_; }
     // Unique in the process for as long as it lives: the context's id above a counter.
     uint64_t next_request_id() noexcept { return id_base_ | (++last_request_ & 0xffffffffffffu); }
 
   private:
+    // While one is there this thread is the context's.
+    class Home {
+      public:
+        explicit Home(AioContext& context) noexcept : before_(current_slot()) { current_slot() = &context; }
+        ~Home() { current_slot() = before_; }
+        Home(const Home&) = delete;
+        Home& operator=(const Home&) = delete;
+
+      private:
+        AioContext* before_;
+    };
     explicit AioContext(ContextConfig config) : config_(std::move(config)) {}
-    void thread_main(engine_error* error, int* result, class Signal* started);
-    void enter_home() noexcept;
+    static AioContext*& current_slot() noexcept;
+    static int create_driven(std::unique_ptr<AioContext> context, std::unique_ptr<AioContext>* out,
+                             engine_error* error);
+    void thread_main(engine_error* error, int* result, Signal* started);
+    int set_up_thread(engine_error* error);
     int set_up(engine_error* error);
     int pin(engine_error* error);
     void run() noexcept;
-    bool turn() noexcept;
+    bool locked_turn(bool submit) noexcept;
+    bool turn(unsigned ready_most, unsigned timers_most) noexcept;
     void run_inbox() noexcept;
-    void idle() noexcept;
+    void idle(uint64_t limit_ns) noexcept;
     template <class F>
     void for_each_poller(F&& f) noexcept;
     bool busy_poll(uint64_t start_ns, uint64_t deadline_ns) noexcept;
@@ -120,11 +170,24 @@ class alignas(128) AioContext final : public coro::Executor {
     void adapt_poll(uint64_t idle_ns) noexcept;
     void wind_up() noexcept;
 
+    int check_driver(engine_error* error);
+    int become_driver(engine_error* error);
+    uint64_t work_done() const noexcept;
+    void begin_rest(bool more) noexcept;
+    void end_rest() noexcept;
+    void stop_driven() noexcept;
+
+    friend class Simulator;
+    bool sim_runnable() noexcept;
+    void sim_turn(unsigned budget) noexcept;
+    void stop_simulated() noexcept;
+
     ContextConfig config_;
     ForkMark mark_;
     Inbox inbox_;
-    base::Atomic<uint32_t> senders_{0};  // any thread: in send()
+    SendGate gate_;
     std::unique_ptr<Backend> backend_;
+    const uint64_t* clock_ = nullptr;  // of the simulator
     TimerHeap timers_;
     static constexpr uint32_t no_holds = 1u << 31;
     base::List<Poller> pollers_;
@@ -134,21 +197,13 @@ class alignas(128) AioContext final : public coro::Executor {
     uint64_t poll_ns_ = 0;  // the adaptive budget
     uint64_t id_base_ = 0;
     uint64_t last_request_ = 0;
+    uint64_t poll_progress_ = 0;  // turns in which a poller had work
     bool stopping_ = false;
+    bool resting_ = false;  // between two turns that somebody else calls for, with nothing to do
     char backend_reason_[160] = {};
-    int tid_ = 0;
+    base::Atomic<int32_t> tid_{0};  // 0: no thread yet
     std::thread thread_;
-};
-
-// A foreign thread waits here for the home thread's answer.
-class Signal {
-  public:
-    void set() noexcept;
-    void wait() noexcept;
-    bool wait_for(uint64_t timeout_ns) noexcept;
-
-  private:
-    base::Atomic<uint32_t> state_{0};
+    std::shared_ptr<CallerLoop> caller_;  // null: it has a thread of its own
 };
 
 template <class F>

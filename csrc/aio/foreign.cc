@@ -13,9 +13,7 @@ namespace engine::aio {
 
 int ForeignTimer::send(Action action, uint64_t deadline_ns) noexcept {
     if (context_.on_home()) {
-        if (action == Action::arm && context_.winding_up()) return -ESHUTDOWN;
-        apply(action, deadline_ns);
-        return 0;
+        return apply(action, deadline_ns);
     }
     base::Owner<Command> command = base::make<Command>();
     if (command == nullptr) return -ENOMEM;
@@ -24,7 +22,8 @@ int ForeignTimer::send(Action action, uint64_t deadline_ns) noexcept {
     command->action = action;
     command->run = [](Message* message) {
         base::Owner<Command> self(static_cast<Command*>(message));
-        self->timer->apply(self->action, self->deadline_ns);
+        // Who sent it was told that `done` will run.
+        if (self->timer->apply(self->action, self->deadline_ns) != 0) self->timer->finish(0);
         self->timer->release();
     };
     references_.fetch_add_acq_rel(1);
@@ -37,20 +36,13 @@ int ForeignTimer::send(Action action, uint64_t deadline_ns) noexcept {
     return result;
 }
 
-void ForeignTimer::apply(Action action, uint64_t deadline_ns) noexcept {
+int ForeignTimer::apply(Action action, uint64_t deadline_ns) noexcept {
     if (action == Action::cancel) {
         if (context_.timers().cancel(&timer_)) finish(0);
-        return;
+        return 0;
     }
-    if (context_.winding_up() || destroyed_) {
-        finish(0);
-        return;
-    }
-    try {
-        context_.timers().arm(&timer_, deadline_ns);
-    } catch (const std::bad_alloc&) {
-        finish(0);
-    }
+    if (context_.winding_up() || destroyed_) return -ESHUTDOWN;
+    return context_.timers().arm(&timer_, deadline_ns);
 }
 
 void ForeignTimer::destroy_now() noexcept {

@@ -39,7 +39,7 @@ class ForeignTimer {
     };
     ~ForeignTimer() = default;
     int send(Action action, uint64_t deadline_ns) noexcept;
-    void apply(Action action, uint64_t deadline_ns) noexcept;
+    int apply(Action action, uint64_t deadline_ns) noexcept;
     void destroy_now() noexcept;
     void finish(int fired) noexcept { done_(opaque_, fired); }
     void release() noexcept {

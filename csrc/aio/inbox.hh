@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cerrno>
+#include <cstdint>
 
 #include "base/atomic.hh"
 #include "base/work_item.hh"
@@ -16,6 +17,28 @@ enum class Push {
     queued,  // it will run, exactly once; the home thread is awake and will see it
     wake,    // the same, and the caller must wake the home thread: it alone has this duty
     closed,  // it never will
+};
+
+// Who is about to push. The home thread closes the inbox only when nobody is in there any more: so whoever
+// has entered pushes with success, and may say so before it has.
+class SendGate {
+  public:
+    // Any thread. False: it is closed, and stays so. Pairs with close(): who is refused sees all that the
+    // home thread did before.
+    bool enter() noexcept {
+        if ((inside_.fetch_add_acq_rel(1) & closed) == 0) return true;
+        inside_.fetch_sub_acq_rel(1);
+        return false;
+    }
+    void leave() noexcept { inside_.fetch_sub_acq_rel(1); }
+
+    // Home only, once; then it waits until the gate is empty.
+    void close() noexcept { inside_.fetch_or_acq_rel(closed); }
+    bool empty() const noexcept { return (inside_.load_acquire() & ~closed) == 0; }
+
+  private:
+    static constexpr uint32_t closed = 1u << 31;
+    base::Atomic<uint32_t> inside_{0};
 };
 
 class Inbox {

@@ -1,8 +1,9 @@
-// The offload pool. Its threads inherit the context's CPUs and its blocked signals, since the home thread
-// starts them; those idle for long end. What guards what is said in the header.
+// The offload pool. Its threads inherit the context's CPUs, since the home thread starts them, and take no
+// signals; those idle for long end. What guards what is said in the header.
 #include "aio/offload.hh"
 
 #include <pthread.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <chrono>
@@ -12,6 +13,26 @@
 #include "base/clock.hh"
 
 namespace engine::aio {
+
+namespace {
+
+// A caller-driven context runs on a thread that may take signals; what it starts must not.
+class SignalsBlocked {
+  public:
+    SignalsBlocked() noexcept {
+        sigset_t all;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+    SignalsBlocked(const SignalsBlocked&) = delete;
+    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+  private:
+    sigset_t before_;
+};
+
+}  // namespace
 
 OffloadPool::OffloadPool(AioContext* context) noexcept : context_(context) {
     rescue_.pool = this;
@@ -23,6 +44,10 @@ OffloadPool::OffloadPool(AioContext* context) noexcept : context_(context) {
         pool->ringing_ = false;
         pool->deliver(lock);
     };
+}
+
+int OffloadPool::open() noexcept {
+    return context_->timers().reserve(&rescue_);
 }
 
 bool OffloadPool::may_be_quick(const IoOp* op) noexcept {
@@ -101,6 +126,7 @@ bool OffloadPool::start_thread() noexcept {
         slot->state = ThreadState::running;
         threads_++;
     }
+    SignalsBlocked blocked;
     try {
         if (slot->thread.joinable()) slot->thread.join();  // it has ended
         slot->thread = std::thread([this, slot] { work(slot); });
@@ -134,7 +160,7 @@ void OffloadPool::watch() noexcept {
         std::lock_guard guard(mutex_);
         rescue_pops_ = pops_;
     }
-    context_->timers().arm(&rescue_, base::now_ns() + rescue_ns);
+    context_->timers().arm_reserved(&rescue_, context_->now_ns() + rescue_ns);
 }
 
 // With the lock: what runs will not come back soon, and each operation in the queue gets a thread of its own.

@@ -25,6 +25,8 @@ class OffloadPool {
     explicit OffloadPool(AioContext* context) noexcept;
     ~OffloadPool() { stop(); }
 
+    // Before the first operation; home only. -ENOMEM: it cannot serve.
+    int open() noexcept;
     // Home only. Runs op->call(op) on a pool thread, then op->done on the home thread, not from in here.
     // Threads are started as needed; where not even one can be started, the operation fails with -ENOMEM.
     void run(IoOp* op) noexcept;

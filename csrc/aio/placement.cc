@@ -6,12 +6,14 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <climits>
 #include <cstdlib>
 
 #include "aio/context.hh"
+#include "aio/sim.hh"
 #include "base/clock.hh"
 #include "base/error.hh"
 
@@ -129,16 +131,15 @@ int AioContext::pin(engine_error* error) {
     return 0;
 }
 
-int AioContext::set_up(engine_error* error) {
+int AioContext::set_up_thread(engine_error* error) {
+    bind_to_this_thread();
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, nullptr);
     char thread_name[16];
     base::copy_text(thread_name, name().c_str());
     pthread_setname_np(pthread_self(), thread_name);
-    tid_ = static_cast<int>(syscall(SYS_gettid));
-    id_base_ = next_context_id.fetch_add_relaxed(1) << 48;
-    poll_max_ns_.store_relaxed(config_.poll_max_ns < 0 ? default_poll_max_ns : config_.poll_max_ns);
+    tid_.store_relaxed(static_cast<int32_t>(syscall(SYS_gettid)));
 
     int result = pin(error);
     if (result != 0) return result;
@@ -153,10 +154,17 @@ int AioContext::set_up(engine_error* error) {
                 name().c_str(), config_.sched_policy, config_.sched_priority);
         }
     }
+    return 0;
+}
+
+int AioContext::set_up(engine_error* error) {
+    id_base_ = next_context_id.fetch_add_relaxed(1) << 48;
+    poll_max_ns_.store_relaxed(config_.poll_max_ns < 0 ? default_poll_max_ns : config_.poll_max_ns);
     cpu_set_t workers;
     CPU_ZERO(&workers);
     for (int cpu : config_.cpus) CPU_SET(static_cast<size_t>(cpu), &workers);
-    BackendChoice choice{.kind = config_.backend, .queue_depth = config_.queue_depth};
+    BackendChoice choice{
+        .kind = config_.backend, .queue_depth = config_.queue_depth, .caller_driven = config_.caller_driven};
     if (!config_.cpus.empty()) {
         choice.worker_cpus = &workers;
         choice.worker_cpus_size = sizeof workers;
@@ -165,9 +173,10 @@ int AioContext::set_up(engine_error* error) {
 }
 
 void AioContext::thread_main(engine_error* error, int* result, Signal* started) {
-    enter_home();
+    Home home(*this);
     try {
-        *result = set_up(error);
+        *result = set_up_thread(error);
+        if (*result == 0) *result = set_up(error);
     } catch (const std::bad_alloc&) {
         *result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "create context"},
                              "context %s: out of memory", name().c_str());
@@ -183,6 +192,13 @@ void AioContext::thread_main(engine_error* error, int* result, Signal* started) 
 int AioContext::create(ContextConfig config, std::unique_ptr<AioContext>* out, engine_error* error) {
     base::clock_scale();
     std::unique_ptr<AioContext> context(new AioContext(std::move(config)));
+    if (Simulator* simulator = context->config_.simulator; simulator != nullptr) {
+        context->backend_ = simulator->join(*context);
+        base::copy_text(context->backend_reason_, "simulated");
+        *out = std::move(context);
+        return 0;
+    }
+    if (context->config_.caller_driven) return create_driven(std::move(context), out, error);
     Signal started;
     int result = 0;
     AioContext* raw = context.get();
@@ -197,14 +213,37 @@ int AioContext::create(ContextConfig config, std::unique_ptr<AioContext>* out, e
     return 0;
 }
 
-// From the moment that the inbox is closed, whoever is refused there may free what belongs to it. So by then
+// Its backend is made here, and enabled by the thread that will drive it.
+int AioContext::create_driven(std::unique_ptr<AioContext> context, std::unique_ptr<AioContext>* out,
+                              engine_error* error) {
+    const ContextConfig& config = context->config_;
+    if (!config.cpus.empty() || config.sched_policy != 0) {
+        return base::fail(
+            error, ENGINE_ERROR_INVALID, EINVAL,
+            {.operation = "create context", .field = config.cpus.empty() ? "sched-policy" : "cpus"},
+            "context %s is driven by its caller, whose thread it does not pin or schedule: leave "
+            "CPUs and policy out",
+            context->name().c_str());
+    }
+    context->caller_ = std::make_shared<CallerLoop>(*context);
+    int result = context->caller_->open(error);
+    if (result == 0) result = context->set_up(error);
+    if (result == 0) *out = std::move(context);
+    return result;
+}
+
+// From the moment that the gate is closed, whoever is refused there may free what belongs to it. So by then
 // nothing here points to a timer or a poller of others any more, and what is sent until then adds none.
 void AioContext::wind_up() noexcept {
     if (config_.turn_mutex != nullptr) config_.turn_mutex->lock();
     while (has_ready()) run_ready(UINT_MAX);
     timers_.abandon_all();
     while (Poller* poller = pollers_.front()) poller->unlink();
-    // Nothing can be sent any more. What was accepted before still runs.
+    backend_->forget_fds();
+    // Nothing can be sent any more. What was accepted before still runs; who is just sending is waited for,
+    // asleep, since it may need this CPU.
+    gate_.close();
+    for (timespec pause{0, 20000}; !gate_.empty();) nanosleep(&pause, nullptr);
     for (Message* message = inbox_.close(); message != nullptr;) {
         Message* next = message->next;
         message->run(message);
@@ -225,12 +264,16 @@ int AioContext::read_info(engine_context_info* out) const noexcept {
     memset(out->cpus, 0, sizeof out->cpus);
     memset(out->worker_cpus, 0, sizeof out->worker_cpus);
     out->worker_count = 0;
-    out->tid = tid_;
+    out->tid = tid_.load_relaxed();
     out->last_cpu = -1;
     out->poll_max_ns = poll_max_ns_.load_relaxed();
-    if (syscall(SYS_sched_getaffinity, tid_, sizeof out->cpus, out->cpus) < 0) return -errno;
-    find_workers(tid_, out);
-    find_thread_times(tid_, out);
+    if (out->tid == 0) {  // nobody has driven it yet
+        out->numa_node = -1;
+        return 0;
+    }
+    if (syscall(SYS_sched_getaffinity, out->tid, sizeof out->cpus, out->cpus) < 0) return -errno;
+    find_workers(out->tid, out);
+    find_thread_times(out->tid, out);
     out->numa_node = node_of_cpu(out->last_cpu);
     return 0;
 }

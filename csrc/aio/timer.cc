@@ -1,6 +1,10 @@
 // The timer heap. Home thread only.
 #include "aio/timer.hh"
 
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
 #include "base/assert.hh"
 
 namespace engine::aio {
@@ -18,8 +22,8 @@ void TimerHeap::sift_up(Timer* timer, size_t index) noexcept {
 void TimerHeap::sift_down(Timer* timer, size_t index) noexcept {
     for (;;) {
         size_t first = index * 4 + 1;
-        if (first >= heap_.size()) break;
-        size_t end = first + 4 < heap_.size() ? first + 4 : heap_.size();
+        if (first >= size_) break;
+        size_t end = first + 4 < size_ ? first + 4 : size_;
         size_t least = first;
         for (size_t child = first + 1; child < end; child++) {
             if (heap_[child]->deadline_ns < heap_[least]->deadline_ns) least = child;
@@ -31,7 +35,40 @@ void TimerHeap::sift_down(Timer* timer, size_t index) noexcept {
     place(timer, index);
 }
 
-void TimerHeap::arm(Timer* timer, uint64_t deadline_ns) {
+// One more place than are spoken for.
+int TimerHeap::make_room() noexcept {
+    if (reserved_ + loose_ < capacity_) return 0;
+    size_t capacity = capacity_ == 0 ? 16 : capacity_ * 2;
+    base::Owner<Timer*[]> heap = base::make_array<Timer*>(capacity);
+    if (heap == nullptr) return -ENOMEM;
+    std::copy_n(heap_.get(), size_, heap.get());
+    heap_ = std::move(heap);
+    capacity_ = capacity;
+    return 0;
+}
+
+int TimerHeap::reserve(Timer* timer) noexcept {
+    ENGINE_ASSERT(!timer->reserved && !timer->armed());
+    int result = make_room();
+    if (result != 0) return result;
+    timer->reserved = true;
+    reserved_++;
+    return 0;
+}
+
+void TimerHeap::unreserve(Timer* timer) noexcept {
+    ENGINE_ASSERT(timer->reserved && !timer->armed());
+    timer->reserved = false;
+    reserved_--;
+}
+
+void TimerHeap::insert(Timer* timer, uint64_t deadline_ns) noexcept {
+    if (!timer->reserved) loose_++;
+    timer->deadline_ns = deadline_ns;
+    sift_up(timer, size_++);
+}
+
+int TimerHeap::arm(Timer* timer, uint64_t deadline_ns) noexcept {
     if (timer->armed()) {
         ENGINE_ASSERT(heap_[timer->index] == timer);
         uint64_t before = timer->deadline_ns;
@@ -41,18 +78,23 @@ void TimerHeap::arm(Timer* timer, uint64_t deadline_ns) {
         } else {
             sift_down(timer, timer->index);
         }
-        return;
+        return 0;
     }
-    timer->deadline_ns = deadline_ns;
-    heap_.push_back(timer);
-    sift_up(timer, heap_.size() - 1);
+    int result = timer->reserved ? 0 : make_room();
+    if (result == 0) insert(timer, deadline_ns);
+    return result;
+}
+
+void TimerHeap::arm_reserved(Timer* timer, uint64_t deadline_ns) noexcept {
+    ENGINE_CHECK(timer->reserved);
+    (void)arm(timer, deadline_ns);
 }
 
 void TimerHeap::remove_at(size_t index) noexcept {
     Timer* gone = heap_[index];
-    Timer* last = heap_.back();
-    heap_.pop_back();
+    Timer* last = heap_[--size_];
     gone->index = Timer::not_armed;
+    if (!gone->reserved) loose_--;
     if (last == gone) return;
     place(last, index);
     if (index > 0 && heap_[(index - 1) / 4]->deadline_ns > last->deadline_ns) {
@@ -70,16 +112,16 @@ bool TimerHeap::cancel(Timer* timer) noexcept {
 }
 
 void TimerHeap::abandon_all() {
-    while (!heap_.empty()) {
-        Timer* timer = heap_.back();
-        remove_at(heap_.size() - 1);
+    while (!empty()) {
+        Timer* timer = heap_[size_ - 1];
+        remove_at(size_ - 1);
         if (timer->abandon != nullptr) timer->abandon(timer);
     }
 }
 
 unsigned TimerHeap::run_due(uint64_t now_ns, unsigned most) {
     unsigned fired = 0;
-    while (fired < most && !heap_.empty() && heap_[0]->deadline_ns <= now_ns) {
+    while (fired < most && !empty() && heap_[0]->deadline_ns <= now_ns) {
         Timer* timer = heap_[0];
         remove_at(0);
         fired++;

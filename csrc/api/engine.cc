@@ -76,6 +76,7 @@ int check_context_config(const engine_context_config& config, engine_error* erro
     if (config.poll_max_ns < -1 || config.poll_max_ns > 1000000000) {
         return invalid("poll_max_ns", "0 to 1 s, or -1 for the default", config.poll_max_ns);
     }
+    if (config.caller_driven > 1) return invalid("caller_driven", "0 or 1", config.caller_driven);
     if (config.queue_depth > 32768) return invalid("queue_depth", "at most 32768", config.queue_depth);
     if (config.cpu_count != 0 && config.cpus == nullptr) return invalid("cpus", "missing", config.cpu_count);
     for (uint32_t i = 0; i < config.cpu_count; i++) {
@@ -134,6 +135,7 @@ int engine_context_create(engine_t* handle, const engine_context_config* given, 
         made.sched_policy = config.sched_policy;
         made.sched_priority = config.sched_priority;
         made.poll_max_ns = config.poll_max_ns;
+        made.caller_driven = config.caller_driven != 0;
         return start_context(engine, std::move(made), out, error);
     });
 }
@@ -156,6 +158,8 @@ int engine_context_close(engine_context_t* handle, engine_error* error) {
             return base::fail(error, ENGINE_ERROR_INVALID, EBUSY, where,
                               "context main lives until the engine closes");
         }
+        result = context->adopt(error);
+        if (result != 0) return result;
         int64_t holds = context->forbid_holds();
         if (holds < 0) {
             return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN, where, "context %s is closed already",
@@ -187,6 +191,10 @@ int engine_close(engine_t* handle, engine_error* error) {
         Instance* engine = unwrap(handle);
         int result = engine->check(error, "close engine");
         if (result != 0) return result;
+        for (const auto& context : engine->contexts) {
+            result = context->adopt(error);
+            if (result != 0) return result;
+        }
         // Nodes in use keep the engine open: closing under their users would be worse than saying so.
         for (bool progress = true; progress && !engine->nodes.empty();) {
             progress = false;
@@ -222,6 +230,19 @@ int engine_context_get_stats(engine_context_t* handle, engine_context_stats* out
     engine_context_stats stats{};
     unwrap(handle)->read_stats(&stats);
     return write_out(stats, out);
+}
+
+int engine_context_run_once(engine_context_t* context, int64_t timeout_ns, engine_error* error) {
+    return unwrap(context)->run_once(timeout_ns, error);
+}
+
+int engine_context_fileno(engine_context_t* context) {
+    return unwrap(context)->fileno();
+}
+
+int engine_context_wake(engine_context_t* context) {
+    unwrap(context)->wake();
+    return 0;
 }
 
 int engine_context_set_poll(engine_context_t* handle, int64_t poll_max_ns) {

@@ -12,6 +12,7 @@ struct Timer {
     uint32_t index = not_armed;  // in the heap
     void (*fire)(Timer*) = nullptr;
     void (*abandon)(Timer*) = nullptr;  // instead of fire, when the context closes; null: nobody minds
+    bool reserved = false;              // it has a place in the heap, armed or not
 
     bool armed() const noexcept { return index != not_armed; }
 };

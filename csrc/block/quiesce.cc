@@ -184,7 +184,7 @@ Task<int> quiesce(Instance& engine, const std::vector<Node*>& nodes, uint64_t ti
             if (self->rally->over()) return;
             for (auto& expiry : self->expiries) self->rally->send(expiry.get());
         };
-        engine.main()->timers().arm(&deadline, base::now_ns() + timeout_ns);
+        if (engine.main()->arm(&deadline, engine.main()->now_ns() + timeout_ns) != 0) throw std::bad_alloc();
     } catch (const std::bad_alloc&) {
         out.pauses_.clear();
         co_return -ENOMEM;

@@ -76,7 +76,7 @@ void reserve(ThrottleGroup& group, Lane& lane, Direction direction, uint64_t now
 
 // Lets go what may go by now, in a hurry all of it. What goes is counted in any case.
 void release(ThrottleChannel& own) {
-    uint64_t now_ns = base::now_ns();
+    uint64_t now_ns = own.channel->context->now_ns();
     uint64_t next_ns = UINT64_MAX;
     for (Direction direction : {reading, writing}) {
         Lane& lane = own.lanes[direction];
@@ -93,7 +93,7 @@ void release(ThrottleChannel& own) {
     if (next_ns == UINT64_MAX) {
         timers.cancel(&own);
     } else {
-        timers.arm(&own, next_ns < now_ns + look_again_ns ? next_ns : now_ns + look_again_ns);
+        timers.arm_reserved(&own, next_ns < now_ns + look_again_ns ? next_ns : now_ns + look_again_ns);
     }
 }
 
@@ -104,9 +104,10 @@ void release(ThrottleChannel& own) {
     if (!first) return;
     lane.due_ns = due_ns;
     lane.generation = own.group->generation();
-    uint64_t latest_ns = base::now_ns() + look_again_ns;
+    aio::AioContext& context = *own.channel->context;
+    uint64_t latest_ns = context.now_ns() + look_again_ns;
     uint64_t wake_ns = due_ns < latest_ns ? due_ns : latest_ns;
-    if (!own.armed() || own.deadline_ns > wake_ns) own.channel->context->timers().arm(&own, wake_ns);
+    if (!own.armed() || own.deadline_ns > wake_ns) context.timers().arm_reserved(&own, wake_ns);
 }
 
 void throttle_submit(Channel& channel, Request* request) {
@@ -123,7 +124,7 @@ void throttle_submit(Channel& channel, Request* request) {
         return;
     }
     if (own.group->limited(direction)) {
-        uint64_t now_ns = base::now_ns();
+        uint64_t now_ns = channel.context->now_ns();
         uint64_t due_ns = own.group->reserve(direction, request->length, now_ns);
         if (ENGINE_UNLIKELY(due_ns > now_ns) && !own.hurrying) {
             wait(own, lane, request, due_ns);
@@ -138,13 +139,16 @@ int throttle_open_channel(Channel& channel) {
     own->channel = &channel;
     own->group = channel.node->state<ThrottleState>().group.get();
     own->fire = [](aio::Timer* timer) { release(*static_cast<ThrottleChannel*>(timer)); };
-    return 0;
+    int result = channel.context->timers().reserve(own);
+    if (result != 0) own->~ThrottleChannel();
+    return result;
 }
 
 void throttle_close_channel(Channel& channel) {
     auto& own = channel.state<ThrottleChannel>();
     ENGINE_CHECK(own.lanes[reading].waiting.empty() && own.lanes[writing].waiting.empty());
     ENGINE_CHECK(!own.armed());
+    channel.context->timers().unreserve(&own);
     own.~ThrottleChannel();
 }
 

@@ -1,6 +1,5 @@
 // The null driver: completes everything, stores nothing. The engine's own cost, and the template for a
 // protocol. Its state is constant; a channel's is its context's alone.
-#include "base/clock.hh"
 #include "block/registry.hh"
 
 #include <cstring>
@@ -41,12 +40,12 @@ void fire(aio::Timer* timer) {
     auto* state =
         reinterpret_cast<NullChannel*>(reinterpret_cast<std::byte*>(timer) - offsetof(NullChannel, timer));
 #pragma GCC diagnostic pop
-    uint64_t now_ns = base::now_ns();
+    uint64_t now_ns = state->channel->context->now_ns();
     for (;;) {
         auto* request = static_cast<Request*>(state->waiting.front());
         if (request == nullptr) return;
         if (request->scratch[0] > now_ns) {
-            state->channel->context->timers().arm(timer, request->scratch[0]);
+            state->channel->context->timers().arm_reserved(timer, request->scratch[0]);
             return;
         }
         state->waiting.pop();
@@ -58,12 +57,13 @@ int null_open_channel(Channel& channel) {
     auto* state = new (channel.state_memory.get()) NullChannel;
     state->channel = &channel;
     state->timer.fire = fire;
-    return 0;
+    return channel.context->timers().reserve(&state->timer);
 }
 
 void null_close_channel(Channel& channel) {
     auto& state = channel.state<NullChannel>();
     ENGINE_CHECK(state.waiting.empty() && !state.timer.armed());
+    channel.context->timers().unreserve(&state.timer);
     state.~NullChannel();
 }
 
@@ -96,9 +96,9 @@ void null_close_channel(Channel& channel) {
     }
     auto& own = channel.state<NullChannel>();
     request->result = result;
-    request->scratch[0] = base::now_ns() + state.latency_ns;
+    request->scratch[0] = channel.context->now_ns() + state.latency_ns;
     own.waiting.push(request);
-    if (!own.timer.armed()) channel.context->timers().arm(&own.timer, request->scratch[0]);
+    if (!own.timer.armed()) channel.context->timers().arm_reserved(&own.timer, request->scratch[0]);
 }
 
 void null_submit(Channel& channel, Request* request) {

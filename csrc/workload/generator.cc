@@ -3,20 +3,11 @@
 
 #include <cstring>
 
-#include "base/clock.hh"
 #include "base/error.hh"
 
 namespace engine::workload {
 
-namespace {
-
-uint64_t mix(uint64_t x) {  // splitmix64's finaliser
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
-}  // namespace
+using base::mix;
 
 Generator::Generator(Instance& engine, const engine_workload_config& config, aio::AioContext& context)
     : engine_(engine), config_(config), context_(context), random_(mix(config.seed + 1)) {
@@ -88,13 +79,13 @@ uint64_t Generator::start_of_due(uint64_t number) const noexcept {
 }
 
 void Generator::refill_open_loop() noexcept {
-    uint64_t now_ns = base::now_ns();
+    uint64_t now_ns = context_.now_ns();
     bool late = full_;  // then whatever is due by now had to wait for a ticket
     while (left_ != 0) {
         uint64_t start_ns = start_of_due(due_);
         if (start_ns > now_ns) {
             if (free_ != nullptr) full_ = false;
-            context_.timers().arm(&due_timer_, start_ns);
+            context_.timers().arm_reserved(&due_timer_, start_ns);
             break;
         }
         if (free_ == nullptr) {  // the next completion comes here again; its latency counts from start_ns
@@ -111,7 +102,7 @@ inline void Generator::refill() noexcept {
     if (ENGINE_UNLIKELY(open_loop_)) {
         refill_open_loop();
     } else {
-        while (free_ != nullptr && left_ != 0) issue_next(latency_ ? base::now_ns() : 0);
+        while (free_ != nullptr && left_ != 0) issue_next(latency_ ? context_.now_ns() : 0);
     }
 }
 
@@ -122,7 +113,7 @@ void Generator::completed(Ticket& ticket, int result) noexcept {
     if (ENGINE_LIKELY(result >= 0 && ticket.kind != Kind::flush)) {
         Way& way = ways_[ticket.kind == Kind::read ? 0 : 1];
         if (latency_) {
-            uint64_t now_ns = base::now_ns();
+            uint64_t now_ns = context_.now_ns();
             way.latency_ns.record(now_ns > ticket.start_ns ? now_ns - ticket.start_ns : 0);
         }
         way.requests.increment();
@@ -157,8 +148,10 @@ void Generator::finish_if_idle() noexcept {
     running_ = false;
     context_.timers().cancel(&end_timer_);
     context_.timers().cancel(&due_timer_);
+    context_.timers().unreserve(&end_timer_);
+    context_.timers().unreserve(&due_timer_);
     end();
-    ended_ns_.set(base::now_ns());
+    ended_ns_.set(context_.now_ns());
     context_.ready(&over_message_);
 }
 
@@ -228,15 +221,30 @@ int Generator::prepare(engine_error* error) {
     return 0;
 }
 
-void Generator::begin_running() {
-    begin();
+int Generator::begin_running() {
+    aio::TimerHeap& timers = context_.timers();
+    int result = timers.reserve(&end_timer_);
+    if (result != 0) return result;
+    result = timers.reserve(&due_timer_);
+    if (result != 0) {
+        timers.unreserve(&end_timer_);
+        return result;
+    }
+    try {
+        begin();
+    } catch (const std::bad_alloc&) {
+        timers.unreserve(&end_timer_);
+        timers.unreserve(&due_timer_);
+        return -ENOMEM;
+    }
     running_ = true;
-    uint64_t now_ns = base::now_ns();
+    uint64_t now_ns = context_.now_ns();
     started_ns_.set(now_ns);
-    if (config_.runtime_ns != 0) context_.timers().arm(&end_timer_, now_ns + config_.runtime_ns);
+    if (config_.runtime_ns != 0) timers.arm_reserved(&end_timer_, now_ns + config_.runtime_ns);
     refill();
     issued();
     if (left_ == 0) finish_if_idle();  // a stop came in before
+    return 0;
 }
 
 int Generator::create(Instance& engine, const engine_workload_config& config, std::unique_ptr<Generator>* out,
@@ -275,13 +283,7 @@ int Generator::start(engine_error* error) {
                           "a workload runs once: make another");
     }
     int begun = 0;
-    int result = context_.call_and_wait([this, &begun] {
-        try {
-            begin_running();
-        } catch (const std::bad_alloc&) {
-            begun = -ENOMEM;
-        }
-    });
+    int result = context_.call_and_wait([this, &begun] { begun = begin_running(); });
     if (result == 0) result = begun;
     if (result == 0) return 0;
     state_.store_release(0);
@@ -331,7 +333,7 @@ void Generator::read_result(engine_workload_result* out) const noexcept {
     out->verify_errors = verify_errors_.get();
     out->flushes = flushes_.get();
     out->started_ns = started_ns_.get();
-    out->ended_ns = out->running != 0 ? base::now_ns() : ended_ns_.get();
+    out->ended_ns = out->running != 0 ? context_.now_ns() : ended_ns_.get();
     out->late = late_.get();
     for (unsigned i = 0; i < 8; i++) out->depth[i] = depth_[i].get();
     for (unsigned way = 0; way < 2; way++) {

@@ -10,26 +10,10 @@
 
 #include "aio/context.hh"
 #include "base/histogram.hh"
+#include "base/random.hh"
 #include "block/graph.hh"
 
 namespace engine::workload {
-
-// wyrand: fast, and good enough to choose offsets; seeded, so that a run can be repeated.
-class Random {
-  public:
-    explicit Random(uint64_t seed) noexcept : state_(seed) {}
-    uint64_t next() noexcept {
-        state_ += 0xa0761d6478bd642full;
-        unsigned __int128 product = static_cast<unsigned __int128>(state_) * (state_ ^ 0xe7037ed1a0b428dbull);
-        return static_cast<uint64_t>(product >> 64) ^ static_cast<uint64_t>(product);
-    }
-    uint64_t below(uint64_t bound) noexcept {
-        return static_cast<uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
-    }
-
-  private:
-    uint64_t state_;
-};
 
 enum class Kind : uint8_t { read, write, flush };
 
@@ -91,7 +75,7 @@ class alignas(128) Generator {
         Generator* generator;
     };
     int prepare(engine_error* error);
-    void begin_running();
+    int begin_running();
     void choose(Ticket& ticket) noexcept;
     void issue_next(uint64_t start_ns) noexcept;
     void refill() noexcept;
@@ -113,7 +97,7 @@ class alignas(128) Generator {
     bool open_loop_ = false;
     bool verify_ = false;
     // --- home thread
-    Random random_;
+    base::Random random_;
     uint64_t next_block_ = 0;
     uint64_t left_ = 0;  // requests to issue; 0 also when it is to stop
     uint64_t due_ = 0;   // open loop: requests whose intended start has been taken

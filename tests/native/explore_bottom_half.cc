@@ -31,12 +31,6 @@ void operator delete(void* block) noexcept {
     operator delete(block, size_t{0});
 }
 
-// bottom_half.cc is compiled with sched_yield renamed to this: a loop that waits for another thread.
-extern "C" int explore_yield(void) noexcept {
-    explore::pause();
-    return 0;
-}
-
 void* engine::base::allocate(size_t bytes, size_t) noexcept {
     return malloc(bytes);
 }
@@ -169,12 +163,15 @@ TEST(destroy_while_the_context_closes) {
     must_hold(destroy_while_closing, 3, 0);
 }
 
-TEST(one_bug_is_found) {
-    explore::set_mutation(explore::Mutation::compare_exchange_is_relaxed);
+TEST(bugs_are_found) {
     Options options;
     options.preemptions = 2;
+    explore::set_mutation(explore::Mutation::compare_exchange_is_relaxed);
     CHECK(explore::explore(options, two_schedule).failed);
     explore::set_mutation(explore::Mutation::none);
+    AioContext::hurries = true;
+    CHECK(explore::explore(options, two_schedule).failed);
+    AioContext::hurries = false;
 }
 
 }  // namespace

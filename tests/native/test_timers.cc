@@ -85,7 +85,7 @@ class Model {
   private:
     void arm(Counted& timer, uint64_t deadline_ns) {
         if (timer.armed()) armed_.erase({timer.deadline_ns, &timer});
-        heap_.arm(&timer, deadline_ns);
+        CHECK_EQ(heap_.arm(&timer, deadline_ns), 0);
         armed_.insert({deadline_ns, &timer});
         CHECK(timer.armed() && timer.deadline_ns == deadline_ns);
     }
@@ -127,10 +127,49 @@ TEST(a_timer_that_arms_itself_does_not_hold_the_turn) {
     TimerHeap own;
     heap = &own;
     Timer timer;
-    timer.fire = [](Timer* self) { heap->arm(self, 0); };
-    own.arm(&timer, 0);
+    timer.fire = [](Timer* self) { CHECK_EQ(heap->arm(self, 0), 0); };
+    CHECK_EQ(own.arm(&timer, 0), 0);
     CHECK_EQ(own.run_due(1, 256), 256);
     CHECK(own.cancel(&timer));
+}
+
+int no_memory(size_t, void* opaque) {
+    ++*static_cast<unsigned*>(opaque);
+    return 1;
+}
+
+TEST(memory_that_is_short_refuses_an_arming_and_spares_what_is_reserved) {
+    TimerHeap heap;
+    std::vector<Timer> timers(100);
+    Timer kept[3];
+    unsigned refusals = 0;
+    engine_set_allocation_hook(no_memory, &refusals);
+    CHECK_EQ(heap.arm(&timers[0], 1), -ENOMEM);
+    CHECK_EQ(heap.reserve(&kept[0]), -ENOMEM);
+    CHECK(!timers[0].armed() && heap.empty());
+    engine_set_allocation_hook(nullptr, nullptr);
+    CHECK_EQ(refusals, 2);
+    for (Timer& timer : kept) CHECK_EQ(heap.reserve(&timer), 0);
+    engine_set_allocation_hook(no_memory, &refusals);
+    size_t armed = 0;  // whatever place is left, the reserved ones are not given away
+    while (heap.arm(&timers[armed], 100 + armed) == 0) armed++;
+    CHECK_EQ(heap.size(), armed);
+    CHECK_EQ(heap.arm(&timers[0], 7), 0);  // moving one needs no place
+    for (int round = 0; round < 3; round++) {
+        for (Timer& timer : kept) heap.arm_reserved(&timer, 5);
+        CHECK_EQ(heap.size(), armed + 3);
+        CHECK_EQ(heap.next_deadline_ns(), 5);
+        CHECK_EQ(heap.arm(&timers[armed], 1), -ENOMEM);
+        for (Timer& timer : kept) CHECK(heap.cancel(&timer));
+    }
+    CHECK(heap.cancel(&timers[0]));
+    CHECK_EQ(heap.arm(&timers[armed], 1), 0);  // a place that another one has left
+    heap.unreserve(&kept[0]);
+    CHECK_EQ(heap.arm(&timers[0], 1), 0);
+    engine_set_allocation_hook(nullptr, nullptr);
+    heap.abandon_all();
+    CHECK(heap.empty());
+    CHECK_ABORTS("reserved", heap.arm_reserved(&timers[0], 1));
 }
 
 struct Outcome {
@@ -240,6 +279,48 @@ TEST(each_arming_has_one_outcome) {
         engine_timer_delete(timer);
         run_on(context, [] {});
         CHECK_EQ(outcome.sum(), 3000);
+    }
+}
+
+// Many at once, cancelled from two threads around the time at which they are due: each has one outcome.
+TEST(foreign_cancels_race_with_the_expiry_of_many_timers) {
+    constexpr unsigned count = 2000;
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        std::vector<Outcome> outcomes(count);
+        for (Outcome& outcome : outcomes) {
+            outcome.timer = engine_timer_new(context, Outcome::done, &outcome);
+        }
+        unsigned fired = 0;
+        unsigned rounds = 0;
+        for (uint64_t spread_ns = 1000;
+             rounds < 4 || (rounds < 200 && (fired == 0 || fired == rounds * count));
+             rounds++, spread_ns = spread_ns * 7 % 1000003) {
+            uint64_t start_ns = engine_now_ns() + 1000'000;
+            for (unsigned i = 0; i < count; i++) {
+                CHECK_EQ(engine_timer_arm(outcomes[i].timer, start_ns + i * spread_ns / 16), 0);
+            }
+            auto cancel = [&](unsigned first) {
+                for (unsigned i = first; i < count; i += 2) {
+                    CHECK_EQ(engine_timer_cancel(outcomes[i].timer), 0);
+                    if (i % 3 == 0) CHECK_EQ(engine_timer_cancel(outcomes[count - 1 - i].timer), 0);
+                }
+            };
+            std::thread other(cancel, 1);
+            cancel(0);
+            other.join();
+            for (Outcome& outcome : outcomes) {
+                REQUIRE(eventually([&] { return outcome.sum() >= rounds + 1; }));
+                CHECK_EQ(outcome.sum(), rounds + 1);
+            }
+            fired = 0;
+            for (Outcome& outcome : outcomes) fired += outcome.fired.load();
+        }
+        CHECK(fired > 0 && fired < rounds * count);  // it did race
+        for (Outcome& outcome : outcomes) engine_timer_delete(outcome.timer);
+        run_on(context, [] {});
+        for (Outcome& outcome : outcomes) CHECK_EQ(outcome.sum(), rounds);
     }
 }
 

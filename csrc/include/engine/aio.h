@@ -16,7 +16,12 @@ typedef struct engine_timer engine_timer_t;
 typedef struct engine_fd_handler engine_fd_handler_t;
 
 enum engine_locking { ENGINE_LOCKING_PER_NODE = 0, ENGINE_LOCKING_GLOBAL = 1 };
-enum engine_backend_kind { ENGINE_BACKEND_AUTO = 0, ENGINE_BACKEND_IO_URING = 1, ENGINE_BACKEND_THREADS = 2 };
+enum engine_backend_kind {
+    ENGINE_BACKEND_AUTO = 0,
+    ENGINE_BACKEND_IO_URING = 1,
+    ENGINE_BACKEND_THREADS = 2,
+    ENGINE_BACKEND_SIM = 3, /* what a simulated context says of itself; only a simulator makes one */
+};
 enum engine_limits { ENGINE_MAX_CPUS = 1024, ENGINE_CPU_WORDS = 16, ENGINE_HISTOGRAM_BUCKETS = 1920 };
 
 typedef struct engine_config {
@@ -48,13 +53,15 @@ typedef struct engine_context_config {
     int32_t sched_priority;
     uint32_t queue_depth;  /* entries of the submission ring; 0: 256 */
     int64_t poll_max_ns;   /* longest busy poll before sleeping; 0 never; -1: default, 32768 */
-    uint64_t reserved[8];
+    uint32_t caller_driven; /* 1: no thread of its own; engine_context_run_once() drives it. No CPUs, no policy */
+    uint32_t reserved0;
+    uint64_t reserved[7];
 } engine_context_config;
 
 /* What is so, read back from the kernel; never what was asked. */
 typedef struct engine_context_info {
     uint32_t size;
-    uint32_t backend;                  /* ENGINE_BACKEND_IO_URING or _THREADS */
+    uint32_t backend;                  /* ENGINE_BACKEND_IO_URING, _THREADS or _SIM */
     char name[32];
     char backend_reason[160];          /* why this backend: features, or the reason for a fallback */
     uint64_t cpus[16];                 /* effective affinity of the thread, one bit a CPU */
@@ -110,6 +117,20 @@ ENGINE_API int engine_context_close(engine_context_t *context, engine_error *err
 ENGINE_API int engine_context_get_info(engine_context_t *context, engine_context_info *info, engine_error *error);
 ENGINE_API int engine_context_get_stats(engine_context_t *context, engine_context_stats *stats);
 ENGINE_API int engine_context_set_poll(engine_context_t *context, int64_t poll_max_ns);
+
+/* Caller-driven contexts, for a foreign event loop: watch the descriptor for reading, and call run_once with
+ * time-out 0 when it is readable. The first run_once fixes the thread (another may follow once that has ended);
+ * callbacks run inside it. A blocking call on that thread drives its contexts while it waits. With io_uring a
+ * completion may end an epoll_wait() of that thread with EINTR, as a signal would: call it again. */
+
+/* Waits for work, at most timeout_ns (0: not at all; negative: without limit), and runs what there is. 1: it ran
+ * something; 0: nothing came, or a signal did; EBUSY on another thread, EDEADLK inside a callback. */
+ENGINE_API int engine_context_run_once(engine_context_t *context, int64_t timeout_ns, engine_error *error);
+/* Readable when run_once has something to do, due timers included, and until the first run_once. It is the
+ * context's and lives as long as the engine: take it out of your loop before closing either. */
+ENGINE_API int engine_context_fileno(engine_context_t *context);
+/* Makes a run_once that waits, or the next one, return. Any thread. */
+ENGINE_API int engine_context_wake(engine_context_t *context);
 
 /* Bottom halves. 0: the callback will run, exactly once for each time it was not already scheduled;
  * -ESHUTDOWN: it never will. Callbacks run on the context's thread and must not block. */
