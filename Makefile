@@ -8,7 +8,7 @@ venv := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize dialect python-test clean
-.PHONY: setup-run setup-bench setup-test
+.PHONY: wheel wheel-test setup-run setup-bench setup-test
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,9 +51,15 @@ bench-compare: setup-bench ## the drift between two commits, or two stored files
 	@test -n "$(A)" -a -n "$(B)" || { echo "usage: make bench-compare A=COMMIT B=COMMIT" >&2; exit 2; }
 	$(venv)/python bench/compare.py $(A) $(B)
 
+wheel: setup-run ## dist/: a wheel that carries liburing, for Pythons like this one
+	scripts/wheel.sh
+
+wheel-test: wheel ## runs it in a bare Debian 12, without compiler or liburing (needs root; not a part of make test)
+	scripts/wheel_test.sh
+
 setup-run setup-bench setup-test: setup-%:
 	@scripts/setup.sh $*
 
 clean: ## remove builds and the virtual environment; results stay
-	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

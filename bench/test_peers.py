@@ -20,6 +20,7 @@ SUITES = (
     "two_contexts",
     "global_mode",
     "threads_vs_uring",
+    "uring_three",
     "direct_vs_fio",
     "messages",
     "filters",

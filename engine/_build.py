@@ -1,6 +1,7 @@
-"""Generates the C source of engine/_native from the public C headers (cffi, API mode).
+"""Generates the C source of a cffi module from C headers (API mode): engine._native, engine._uring.
 
-Run by meson: python _build.py HEADER... OUTPUT, the headers in the order in which they include each other.
+Run by meson: python _build.py MODULE INCLUDE HEADER... OUTPUT, the headers in the order in which they include
+each other; the C source includes INCLUDE, which leads to all of them.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ def declarations(header: str) -> str:
     return "\n".join(lines)
 
 
-def builder(headers: list[Path]) -> cffi.FFI:
+def builder(module: str, include: str, headers: list[Path]) -> cffi.FFI:
     ffi = cffi.FFI()
     for header in headers:
         ffi.cdef(declarations(header.read_text(encoding="utf-8")))
     # A name that the headers do not declare, or declare otherwise, fails to compile: nothing can drift.
-    ffi.set_source("engine._native", "#include <engine/engine.h>\n")
+    ffi.set_source(module, f"#include <{include}>\n")
     return ffi
 
 
 def main(arguments: list[str]) -> int:
-    *headers, output = arguments
-    builder([Path(header) for header in headers]).emit_c_code(output)
+    module, include, *headers, output = arguments
+    builder(module, include, [Path(header) for header in headers]).emit_c_code(output)
     return 0
 
 

@@ -183,6 +183,24 @@ def check_backends() -> list[Check]:
     return checks
 
 
+def check_uring() -> list[Check]:
+    """What the kernel's own io_uring has, whatever a context makes of it."""
+    from engine import uring
+
+    name = "io_uring features"
+    try:
+        found = uring.probe()
+    except OSError as error:
+        return [Check(name, "warn", str(error))]
+    flags = ", ".join(found.setup_flags) or "no set-up flags"
+    counts = f"{len(found.operations)} operations, {len(found.features)} features"
+    text = f"{flags}; {counts} (engine.uring.probe() names them)"
+    missing = [flag for flag in uring.SETUP_FLAGS if flag not in found.setup_flags]
+    if not missing:
+        return [Check(name, "ok", text)]
+    return [Check(name, "warn", text, f"6.1 or newer has {', '.join(missing)} too")]
+
+
 def _backend_advice(name: str) -> str:
     if name != "io_uring":
         return ""
@@ -221,6 +239,7 @@ _PROBES: tuple[Callable[[], list[Check]], ...] = (
     check_memlock,
     check_load,
     check_backends,
+    check_uring,
     check_clock,
     check_build,
 )

@@ -230,3 +230,10 @@ def micro(name: str, program: str, *arguments: str, path: str) -> Side:
     compiler = os.environ.get("CC", "gcc") if language == "C" else os.environ.get("CXX", "g++")
     version = f"bench/micro/{program}, -O2, {compiler_version(compiler)}"
     return Side(name, version, ((str(built), *arguments),), micro_output, (), path)
+
+
+def python_micro(name: str, program: str, *arguments: str, path: str) -> Side:
+    """bench/micro/PROGRAM.py; its word `prepare` does everything but the requests, which is taken off."""
+    command = (sys.executable, str(MICRO / f"{program}.py"), *arguments)
+    version = f"bench/micro/{program}.py, Python {sys.version.split()[0]}, {engine_version()}"
+    return Side(name, version, (command,), micro_output, (*command, "prepare"), path)

@@ -35,11 +35,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog="Sizes: 4k, 1G, 64KiB. Times: 20us, 200ms, 5s. Each command has its own --help.",
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    embed = parser.add_argument_group("for C programs that embed the engine")
+    embed.add_argument("--cflags", action="store_true", help="print what the compiler needs, and exit")
+    embed.add_argument("--libs", action="store_true", help="print what the linker needs, and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     _bench(commands.add_parser("bench", help="one workload on one topology", allow_abbrev=False))
     _run(commands.add_parser("run", help="an experiment file: swept, repeated, with a picture"))
     _doctor(commands.add_parser("doctor", help="what this host gives, and what to do about it"))
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.cflags or arguments.libs:
+        arguments.command = _run_flags
+    elif "command" not in arguments:
+        parser.error("the following arguments are required: COMMAND")
+    return arguments
 
 
 def _bench(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +180,33 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(command=_run_doctor)
     parser.add_argument("--json", action="store_true", help="for programs")
+    suggest = parser.add_argument_group(
+        "suggesting", "Measures, for some seconds, what an image wants, and prints it as an experiment file."
+    )
+    suggest.add_argument(
+        "--suggest", action="store_true", help="contexts, CPUs and polling for IMAGE, which is only read"
+    )
+    suggest.add_argument("image", nargs="?", metavar="IMAGE")
+    suggest.add_argument("--format", default="raw", metavar="NAME", help="of the image; never guessed (raw)")
+    suggest.add_argument("--null", type=_size, metavar="SIZE", help="a null node of this size: no disk")
+    suggest.add_argument(
+        "--buffered", action="store_true", help="through the page cache, instead of O_DIRECT"
+    )
+    suggest.add_argument(
+        "--runtime", type=_seconds, default=0.25, metavar="TIME", help="of each measurement (250ms)"
+    )
+    suggest.add_argument(
+        "--allow-holes", action="store_true", help="measure an image with holes all the same"
+    )
+    suggest.add_argument(
+        "--allow-debug-build", action="store_true", help="measure a debug or sanitized build all the same"
+    )
+
+
+def _run_flags(arguments: argparse.Namespace) -> int:
+    from engine.embed import print_flags
+
+    return print_flags(arguments.cflags, arguments.libs)
 
 
 def _run_bench(arguments: argparse.Namespace) -> int:
@@ -187,6 +222,16 @@ def _run_run(arguments: argparse.Namespace) -> int:
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
+    from engine.experiment.errors import UsageError
+
+    if arguments.suggest:
+        if arguments.json:
+            raise UsageError("--suggest prints TOML: leave out --json")
+        from engine.suggest import command
+
+        return command(arguments)
+    if arguments.image or arguments.null is not None:
+        raise UsageError("IMAGE and --null go with --suggest")
     from engine.doctor import doctor
 
     return doctor(arguments.json)

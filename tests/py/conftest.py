@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import engine
+from engine.uring import Ring
 
 # A shell's background job starts with SIGINT ignored, and so would every program that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -46,6 +49,23 @@ def image(tmp_path: Path, content: bytes) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(content)
     return path
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    """Of engine.uring, with eight entries."""
+    with Ring(8) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """(end to read from, end to write to)."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):
+            os.close(end)
 
 
 @pytest.fixture

@@ -43,6 +43,20 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert loaded(*arguments) & heavy == set()
 
 
+def test_version_loads_little() -> None:
+    """It asks the native core; nothing else may cost anything. Modules are counted, because time is not the
+    same anywhere."""
+    modules = loaded("--version")
+    assert "engine._native" in modules
+    assert (
+        modules & {"engine._uring", "psutil", "tomllib", "statistics", "subprocess", "asyncio", "json"}
+        == set()
+    )
+    own = {name for name in modules if name.split(".")[0] == "engine"}
+    assert len(own) <= 12, sorted(own)
+    assert len(modules) <= 60, sorted(modules)
+
+
 def test_version() -> None:
     run = engine("--version")
     assert run.returncode == 0
