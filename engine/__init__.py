@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         probe_backend,
     )
     from engine.buffer import Buffer
+    from engine.callbacks import BottomHalf, DelayedCall, FdHandler, Timer
     from engine.context import AioContext, ContextInfo, ContextStats
     from engine.copy import Copy, CopyProgress
     from engine.core import Engine
+    from engine.driver import BlockDriver, DriverRequest
     from engine.errors import (
         Closed,
         Conflict,
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AioContext",
+    "BlockDriver",
     "BlockNode",
     "BlockUser",
+    "BottomHalf",
     "Buffer",
     "BuildInfo",
     "Closed",
@@ -55,10 +59,13 @@ __all__ = [
     "Copy",
     "CopyProgress",
     "CorruptImage",
+    "DelayedCall",
     "DriverInfo",
+    "DriverRequest",
     "Engine",
     "EngineError",
     "Extent",
+    "FdHandler",
     "Histogram",
     "InvalidArgument",
     "LimitExceeded",
@@ -71,6 +78,7 @@ __all__ = [
     "ProbeResult",
     "QueueStats",
     "RefusedByPolicy",
+    "Timer",
     "Unsupported",
     "VirtQueue",
     "VirtioBlk",
@@ -97,9 +105,11 @@ _MODULES = {
         "probe_backend",
     ),
     "buffer": ("Buffer",),
+    "callbacks": ("BottomHalf", "DelayedCall", "FdHandler", "Timer"),
     "context": ("AioContext", "ContextInfo", "ContextStats"),
     "copy": ("Copy", "CopyProgress"),
     "core": ("Engine",),
+    "driver": ("BlockDriver", "DriverRequest"),
     "errors": (
         "Closed",
         "Conflict",

@@ -20,13 +20,38 @@ from typing import Any, Self
 
 from engine._bindings import NULL, check, struct
 from engine._native import ffi
-from engine.errors import Closed, Conflict, EngineError
+from engine.errors import Closed, Conflict, EngineError, InvalidArgument
 
 
 class _State(enum.Enum):
     OPEN = enum.auto()
     CLOSING = enum.auto()
     CLOSED = enum.auto()
+
+
+class _Here(threading.local):
+    """On a context's thread, while it runs a Python callback: the native address and name of that context."""
+
+    context: tuple[int, str] | None = None
+
+
+here = _Here()
+
+
+def refuse_in_callback(label: str, operation: str) -> None:
+    """Before a lock is taken that another thread may hold while it waits for this context."""
+    if here.context is not None:
+        raise in_callback(label, operation)
+
+
+def in_callback(label: str, operation: str) -> EngineError:
+    _, name = here.context or (0, "?")
+    return InvalidArgument(
+        errno.EDEADLK,
+        f"{label}: {operation} would block context {name}, on whose own thread it was called: "
+        "call it from another thread",
+        operation=operation,
+    )
 
 
 class Handle:
@@ -47,9 +72,12 @@ class Handle:
         "_state",
         "_with_error",
         "children",
+        "home",
         "interrupt",
+        "keep",
         "label",
         "pointer",
+        "then",
     )
 
     def __init__(
@@ -64,6 +92,9 @@ class Handle:
         self.label = label  # "node 'disk'"
         self.children: dict[int, Handle] = {}  # by id, in order of making
         self.interrupt: Callable[[Any], object] | None = None  # makes a call that waits on it return
+        self.home: int | None = None  # address of the context whose callbacks may close it
+        self.keep: Any = None  # what the native object points to: lives until it is freed
+        self.then: Callable[[], None] | None = None  # called once, after it has been freed
         self._free = free
         self._with_error = with_error  # `free` takes an error object
         self._parent = parent
@@ -101,6 +132,11 @@ class Handle:
         return self._state is _State.CLOSED
 
     @property
+    def closer(self) -> Handle:
+        """The handle that closes what belongs to this one: itself, or its parent where it has no function."""
+        return self if self._free is not None or self._parent is None else self._parent
+
+    @property
     def foreign(self) -> bool:
         """True in a child of the process that made it."""
         return os.getpid() != self._pid
@@ -130,32 +166,65 @@ class Handle:
             return
         if self._free is None:
             return
-        outcome: list[int] = []
-        error = struct("engine_error")
-        arguments = (self.pointer, error) if self._with_error else (self.pointer,)
-        with self._closer:
-            if self._state is not _State.OPEN:
-                return  # closed; or closing further up this very stack, from a signal handler or finalizer
-            both = [self, *(child for child in self.children.values() if child._free is None)]
-            _set_state(both, _State.CLOSING)
+        if here.context is None:
+            with self._closer:
+                freed = self._close()
+        elif self.home != here.context[0]:
+            if not self.closed:
+                raise in_callback(self.label, "close")
+            return
+        elif self._closer.acquire(blocking=False):
             try:
-                for handle in both:
-                    if handle.interrupt is not None:
-                        handle.interrupt(handle.pointer)
-                    handle._drain()
-                # While it closes nobody can add to them: who makes a child holds `in_use()` of its parent.
-                for child in reversed(list(self.children.values())):
-                    child.close()
-                # One step of the interpreter: Ctrl-C comes before it or after it, with the outcome known.
-                outcome.extend(map(self._free, *((argument,) for argument in arguments)))
-                check(outcome[0], error, "close", self.label)
+                freed = self._close()
             finally:
-                freed = bool(outcome) and outcome[0] >= 0
-                _set_state(both, _State.CLOSED if freed else _State.OPEN)
+                self._closer.release()
+        else:
+            return  # another thread is at it, and waits for this one
+        if not freed:
+            return
         if self._parent is not None:
             self._parent.children.pop(id(self), None)
         else:
             atexit.unregister(self.dropped)
+        self.keep, then, self.then = None, self.then, None
+        if then is not None:
+            then()
+
+    def _close(self) -> bool:
+        """Under `_closer`. False: it is closed; or closing further up this very stack, from a signal handler
+        or a finalizer.
+        """
+        if self._state is not _State.OPEN or self._free is None:
+            return False
+        outcome: list[int] = []
+        error = struct("engine_error")
+        arguments = (self.pointer, error) if self._with_error else (self.pointer,)
+        both = [self]
+        try:
+            _set_state(both, _State.CLOSING)
+            self._interrupt()
+            self._drain()
+            # While it closes nobody can add to them: who makes a child holds `in_use()` of its parent.
+            for child in reversed(list(self.children.values())):
+                child.close()
+            # Last those that go with it: a call in flight on the others may need them, as a filter in Python
+            # its child.
+            both += [child for child in self.children.values() if child._free is None]
+            _set_state(both, _State.CLOSING)
+            for handle in both[1:]:
+                handle._interrupt()
+                handle._drain()
+            # One step of the interpreter: Ctrl-C comes before it or after it, with the outcome known.
+            outcome.extend(map(self._free, *((argument,) for argument in arguments)))
+            check(outcome[0], error, "close", self.label)
+        finally:
+            freed = bool(outcome) and outcome[0] >= 0
+            _set_state(both, _State.CLOSED if freed else _State.OPEN)
+        return True
+
+    def _interrupt(self) -> None:
+        if self.interrupt is not None:
+            self.interrupt(self.pointer)
 
     def _drain(self) -> None:
         """Until no thread is inside a call that saw the object open."""

@@ -4,6 +4,7 @@ and what they did. Any thread, but for run_once(); the loop itself is native.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from engine._bindings import check, integer, struct, text
 from engine._handle import Closeable, Handle
 from engine._native import lib
 from engine.about import BACKENDS
+from engine.callbacks import BottomHalf, DelayedCall, FdHandler, HasFileno, Timer, schedule_bh
 from engine.stats import record_of
 
 if TYPE_CHECKING:
@@ -154,6 +156,47 @@ class AioContext(Closeable):
         """
         with self._handle.in_use():
             return check(lib.engine_context_fileno(self._handle.check()), None, "fileno", self._handle.label)
+
+    # ---- Python on its thread ----
+
+    def schedule_bh(self, function: Callable[[], object]) -> None:
+        """Runs `function()` on its thread, once, soon; from any thread. Closed where it will never run.
+
+        Keep it short: the context does nothing else meanwhile. What would block the context is refused in
+        there (InvalidArgument with EDEADLK). An exception goes to `sys.unraisablehook` and to the logger
+        "engine".
+        """
+        schedule_bh(self._handle, function)
+
+    def bottom_half(self, function: Callable[[], object]) -> BottomHalf:
+        """As `schedule_bh`, to be scheduled again and again: `schedule()`, `cancel()`, `close()`."""
+        return BottomHalf(self, function)
+
+    def call_later(self, delay: float | str, function: Callable[[], object]) -> DelayedCall:
+        """Runs `function()` on its thread after `delay`, seconds or a text such as "5ms".
+
+        What is returned can cancel it, and need not be kept. Not called when cancelled, or when the context
+        closes first.
+        """
+        return DelayedCall(self, delay, function)
+
+    def timer(self, function: Callable[[], object]) -> Timer:
+        """As `call_later`, to be armed again and again: `arm(delay)`, `cancel()`, `close()`."""
+        return Timer(self, function)
+
+    def fd_handler(
+        self,
+        fd: int | HasFileno,
+        on_read: Callable[[], object] | None = None,
+        on_write: Callable[[], object] | None = None,
+        poll: Callable[[], object] | None = None,
+    ) -> FdHandler:
+        """Calls `on_read()` whenever `fd` is readable, `on_write()` when it is writable: level-triggered.
+
+        poll: asked over and over while the context busy-polls (the GIL is taken each time); true where there
+        is something to read already.
+        """
+        return FdHandler(self, fd, on_read, on_write, poll)
 
     def close(self) -> None:
         """Ends its thread; idempotent. Conflict, naming the users, while queues or workloads are attached.

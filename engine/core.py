@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from engine import _logging
 from engine import copy as copies
 from engine import workload as workloads
 from engine._bindings import NULL, encode, integer, struct
@@ -22,6 +23,9 @@ from engine.options import NativeOptions, flatten
 from engine.queue import MAX_QUEUE_SIZE, MAX_QUEUES, SERIAL_BYTES, VirtioBlk, VirtQueue, make_disk
 from engine.stats import LockInfo, lock_info
 from engine.workload import Workload, make_workload
+
+if TYPE_CHECKING:
+    from engine.driver import BlockDriver
 
 LOCKINGS = {"per-node": lib.ENGINE_LOCKING_PER_NODE, "global": lib.ENGINE_LOCKING_GLOBAL}
 SCHED_POLICIES = {"other": os.SCHED_OTHER, "fifo": os.SCHED_FIFO, "rr": os.SCHED_RR}
@@ -61,6 +65,7 @@ class Engine(Owner):
         self._context_handles: dict[str, Handle] = {}  # strong: contexts are found by name
         self._contexts: WeakValueDictionary[str, AioContext] = WeakValueDictionary()
         self._nodes: WeakValueDictionary[int, BlockNode] = WeakValueDictionary()  # by native address
+        self._handle.then = _logging.hold()
         try:
             self._add_main()
             for name, cpus in (contexts or {}).items():
@@ -197,6 +202,28 @@ class Engine(Owner):
                 raise
         handle.label = f"node {node.name!r}"
         return node
+
+    def open_driver(
+        self,
+        driver: BlockDriver,
+        node_name: str | None = None,
+        file: BlockNode | str | Mapping[str, Any] | None = None,
+        workers: int = 1,
+        timeout: float | str = "60s",
+        **options: Any,
+    ) -> BlockNode:
+        """A node whose requests are served by a driver in Python: see `engine.BlockDriver`.
+
+        It can be used like any other: under formats and filters, by virtqueues and workloads. file: the node
+        below, or its name, or options to open it with, which makes a filter of it. workers: threads that call
+        its methods, where these are not `async def`. timeout: how long a request may take, in seconds or as a
+        text, before it fails with ETIMEDOUT. options: what every node has, such as read_only or discard.
+
+        A driver serves one node at a time: Conflict.
+        """
+        from engine._open_driver import open_driver
+
+        return open_driver(self, driver, node_name, file, workers, timeout, options)
 
     def _node_at(self, pointer: Any, handle: Handle, owned: bool = False) -> BlockNode:
         """The Python object of a native node. Under `in_use()` of `handle`, which keeps the node open."""

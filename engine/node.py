@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine._bindings import MAX_BYTES, NULL, check, encode, integer, path, struct, text
 from engine._buffers import IoVector, aligned_view
-from engine._handle import Closeable, Handle, Owner
+from engine._handle import Closeable, Handle, Owner, refuse_in_callback
 from engine._native import ffi, lib
 from engine.errors import invalid
 from engine.options import NativeOptions, flatten
@@ -329,6 +329,7 @@ class BlockNode(BlockIO, Closeable):
         return info
 
     def _user(self, writing: bool) -> Handle:
+        refuse_in_callback(f"node {self._name!r}", "I/O")
         user = self._users.get(True) or self._users.get(writing)
         if user is not None and not user.closed:
             return user

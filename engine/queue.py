@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from engine._bindings import NULL, check, integer, struct, text
 from engine._buffers import IoVector
-from engine._handle import Handle, Owner
+from engine._handle import Handle, Owner, refuse_in_callback
 from engine._native import ffi, lib
 from engine.errors import invalid
 from engine.stats import OPERATIONS, OpStats, op_stats, record_of
@@ -111,6 +111,7 @@ class VirtQueue:
 
     def get_id(self) -> bytes:
         """The device's serial number, at most 20 bytes (VIRTIO_BLK_T_GET_ID)."""
+        refuse_in_callback(self._handle.label, "get id")
         buffer, error = ffi.new(f"char[{SERIAL_BYTES}]"), struct("engine_error")
         with self._handle.in_use(), self._turn:
             check(lib.engine_queue_get_id(self._live(), buffer, error), error, "get id", self._handle.label)
@@ -131,6 +132,7 @@ class VirtQueue:
         return length
 
     def _request(self, operation: str, data: Any, offset: int, length: int, flags: int) -> None:
+        refuse_in_callback(self._handle.label, operation)
         error, op = struct("engine_error"), OPERATIONS[operation]
         with self._handle.in_use(), self._turn:
             result = lib.engine_queue_io(self._live(), op, data, offset, length, flags, error)

@@ -5,6 +5,7 @@
 
 #include "aio/context.hh"
 #include "base/error.hh"
+#include "base/log.hh"
 
 namespace engine::aio {
 
@@ -20,6 +21,7 @@ int make_backend(AioContext& context, const BackendChoice& choice, std::unique_p
             return result;
         }
         snprintf(reason, sizeof reason, "threads, because %.140s", why.message);
+        base::log(ENGINE_LOG_INFO, "context %s: backend %s", context.name().c_str(), reason);
     } else {
         snprintf(reason, sizeof reason, "threads, as asked");
     }

@@ -16,6 +16,7 @@
 #include "aio/backend.hh"
 #include "aio/offload.hh"
 #include "base/error.hh"
+#include "base/log.hh"
 
 namespace engine::aio {
 
@@ -136,7 +137,12 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
     if (event_fd_ < 0) return base::fail_os(error, errno, where, "cannot make an eventfd");
     bool pinned = false;
     if (choice.worker_cpus != nullptr) {
-        pinned = io_uring_register_iowq_aff(&ring_, choice.worker_cpus_size, choice.worker_cpus) == 0;
+        int refused = io_uring_register_iowq_aff(&ring_, choice.worker_cpus_size, choice.worker_cpus);
+        pinned = refused == 0;
+        if (!pinned) {
+            base::log(ENGINE_LOG_WARNING, "io_uring: its workers are not pinned with their context (%s)",
+                      strerrordesc_np(-refused));
+        }
     }
     snprintf(reason, sizeof reason, "io_uring: %s%s, %u + %u entries",
              deferred_                                           ? "single issuer, deferred task run"

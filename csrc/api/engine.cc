@@ -251,6 +251,11 @@ int engine_context_set_poll(engine_context_t* handle, int64_t poll_max_ns) {
     return 0;
 }
 
+int engine_context_barrier(engine_context_t* handle) {
+    if (unwrap(handle)->instance->check(nullptr, "wait for callbacks", false) != 0) return -ESHUTDOWN;
+    return unwrap(handle)->call_and_wait([] {});
+}
+
 uint32_t engine_lock_count(engine_t* handle) {
     Instance& engine = *unwrap(handle);
     if (engine.check(nullptr, "query locks", false) != 0) return 0;

@@ -5,6 +5,7 @@
 
 namespace engine::block {
 
+extern const Driver external_driver;
 extern const Driver file_driver;
 extern const Driver memory_driver;
 extern const Driver null_driver;

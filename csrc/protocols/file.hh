@@ -51,8 +51,8 @@ void submit_discard(Channel& channel, Request* request) noexcept;
 void submit_write_zeroes(Channel& channel, Request* request) noexcept;
 void submit_resize(Channel& channel, Request* request) noexcept;
 void submit_block_status(Channel& channel, Request* request) noexcept;
-// Remembers that writes may have been lost.
-void note_flush_failure(FileShared& shared, int errnum) noexcept;
+// Remembers that writes may have been lost, and says so.
+void note_flush_failure(Node& node, int errnum) noexcept;
 // Finishes with the kernel's refusal, told in the request's error object. From a completion only.
 void finish_failed(Request* request, int errnum, uint64_t offset) noexcept;
 

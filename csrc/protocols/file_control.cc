@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "base/error.hh"
+#include "base/log.hh"
 #include "coro/short_lock.hh"
 #include "protocols/file.hh"
 
@@ -85,8 +86,15 @@ void finish_failed(Request* request, int errnum, uint64_t offset) noexcept {
 // saving work this keeps the kernel from reporting a lost write to one of two that run side by side, and
 // success to the other.
 
-void note_flush_failure(FileShared& shared, int errnum) noexcept {
-    if (shared.flush_error.load_relaxed() == 0) shared.flush_error.store_release(errnum);
+void note_flush_failure(Node& node, int errnum) noexcept {
+    base::Atomic<int>& first = node.state<FileState>().shared->flush_error;
+    for (int none = 0; !first.compare_exchange_acq_rel(none, errnum);) {
+        if (none != 0) return;
+    }
+    base::log(ENGINE_LOG_ERROR,
+              "node %s: a flush of file '%s' failed (%s): writes before it may be lost, and the node refuses "
+              "to flush until it is opened anew",
+              node.control->name.c_str(), node.control->filename.c_str(), strerrordesc_np(errnum));
 }
 
 namespace {
@@ -124,7 +132,7 @@ void flush_done(aio::IoOp* op, int64_t result) {
         return;
     }
     FileShared& shared = *state_of(*leader).shared;
-    if (result < 0) note_flush_failure(shared, static_cast<int>(-result));
+    if (result < 0) note_flush_failure(*channel.node, static_cast<int>(-result));
     int failed = shared.flush_error.load_acquire();
     aio::Message* batch = nullptr;
     {
@@ -196,13 +204,22 @@ bool refused(const FileState& state, uint32_t refusal) noexcept {
     return (state.shared->refusals.load_relaxed() & refusal) != 0;
 }
 
+void note_refusal(const Request& request, FileRefusal refusal) noexcept {
+    if ((state_of(request).shared->refusals.fetch_or_acq_rel(refusal) & refusal) != 0) return;
+    const NodeControl& control = *request.channel->node->control;
+    base::log(ENGINE_LOG_INFO, "node %s: the file system of '%s' cannot %s", control.name.c_str(),
+              control.filename.c_str(),
+              refusal == refuses_punch ? "punch holes: discards do nothing"
+                                       : "zero a range: zeroes are written out");
+}
+
 void discard_done(aio::IoOp* op, int64_t result) {
     Request* request = Request::of(op);
     if (transient(result)) {
         request->channel->context->backend().queue(op);
     } else if (means_unsupported(result)) {
         // Advice that cannot be taken is no error; neither is it asked for again.
-        state_of(*request).shared->refusals.fetch_or_acq_rel(refuses_punch);
+        note_refusal(*request, refuses_punch);
         finish(request, 0);
     } else if (result < 0) {
         finish_failed(request, static_cast<int>(-result), request->offset);
@@ -232,7 +249,7 @@ void zeroes_done(aio::IoOp* op, int64_t result) {
     }
     if (means_unsupported(result)) {
         bool punched = (op->flags & FALLOC_FL_PUNCH_HOLE) != 0;
-        state.shared->refusals.fetch_or_acq_rel(punched ? refuses_punch : refuses_zero_range);
+        note_refusal(*request, punched ? refuses_punch : refuses_zero_range);
         if (punched && !refused(state, refuses_zero_range)) {
             queue_fallocate(*request->channel, request, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
                             zeroes_done);

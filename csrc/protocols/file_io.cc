@@ -74,9 +74,8 @@ void transfer_from(Request* request, uint64_t progress) noexcept {
 void fail_transfer(Request* request, int errnum) noexcept {
     // The kernel tells each lost write once, to whoever syncs next: that may have been this one. What a full
     // file system refused was not lost, it was never accepted.
-    const auto& state = request->channel->node->state<FileState>();
     if ((request->flags & ENGINE_FUA) != 0 && errnum != ENOSPC && errnum != EDQUOT && errnum != EFBIG) {
-        note_flush_failure(*state.shared, errnum);
+        note_flush_failure(*request->channel->node, errnum);
     }
     finish_failed(request, errnum, request->offset + progress_of(*request));
 }

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 
 #include "base/error.hh"
+#include "base/log.hh"
 #include "protocols/file.hh"
 
 namespace engine::block {
@@ -102,7 +103,14 @@ int lock_file(int fd, const char* filename, bool read_only, FileLocking locking,
     int result = test_byte(fd, 0);  // can this file be locked at all?
     if (!means_unsupported(result)) result = apply(fd, claim);
     if (means_unsupported(result)) {
-        if (locking == FileLocking::automatic) return 0;
+        if (locking == FileLocking::automatic) {
+            base::log(
+                ENGINE_LOG_WARNING,
+                "file '%s' is not locked: its file system has no open file description locks; see to it "
+                "that nobody else writes it",
+                filename);
+            return 0;
+        }
         return base::fail(
             error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP, where,
             "file '%s': its file system has no open file description locks; use locking=auto to go on "

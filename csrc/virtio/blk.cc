@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/error.hh"
+#include "base/log.hh"
 
 namespace engine::virtio {
 
@@ -206,6 +207,7 @@ void BlkQueue::break_queue(engine_error_kind kind, const char* field, const char
                "queue %u of user '%s': %s; the queue is stopped until its driver is attached anew", index_,
                disk_.user()->name.c_str(), reason);
     broken_flag_.set(1);
+    base::log(ENGINE_LOG_ERROR, "node %s: %s", error_.node, error_.message);
     publish();
     running_ = false;
     unlink();

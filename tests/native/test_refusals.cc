@@ -234,6 +234,7 @@ bool forbid_io_uring(int errnum) {
 [[maybe_unused]] int without_io_uring(int errnum) {
     check::failures = 0;
     if (!forbid_io_uring(errnum)) return 2;
+    engine_log_open();
     Engine engine;  // main falls back as well
     engine_context_info info{};
     info.size = sizeof info;
@@ -248,6 +249,17 @@ bool forbid_io_uring(int errnum) {
     std::atomic<int> runs{0};
     CHECK_EQ(engine_schedule_oneshot(context, count_run, &runs), 0);
     CHECK(eventually([&] { return runs.load() == 1; }));
+
+    engine_log_record record{};
+    record.size = sizeof record;
+    for (const char* name : {"main", "io0"}) {  // and say so
+        CHECK_EQ(engine_log_take(&record, 0), 1);
+        CHECK_EQ(record.level, ENGINE_LOG_INFO);
+        CHECK_EQ(std::string(record.message),
+                 std::string("context ") + name + ": backend " + info.backend_reason);
+    }
+    CHECK_EQ(engine_log_take(&record, 0), 0);
+    engine_log_close();
 
     engine_context_config config = Engine::context_config("io1", ENGINE_BACKEND_IO_URING);
     engine_context_t* wanted = nullptr;

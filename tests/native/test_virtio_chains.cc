@@ -162,8 +162,15 @@ TEST(no_place_for_a_status_breaks_the_queue) {
     HandDriver driver(disk.core(0));
     driver.put_header(blk_out, 0);
     uint64_t calls = driver.calls;
+    engine_log_open();
     CHECK_EQ(driver.request({{HandDriver::header, 16}, {data, 512}}), HandDriver::broken);
     check_broken(disk, "desc.flags", "no writable byte for the status");
+    engine_log_record record{};
+    record.size = sizeof record;
+    CHECK_EQ(engine_log_take(&record, 0), 1);
+    CHECK_EQ(record.level, uint32_t{ENGINE_LOG_ERROR});
+    CHECK(std::string_view(record.message).ends_with(disk.stats(0).error.message));
+    engine_log_close();
     CHECK(driver.calls > calls);  // so that the driver looks
     // It takes nothing more, however often it is kicked.
     driver.put_header(blk_flush, 0);

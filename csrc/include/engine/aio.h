@@ -117,6 +117,10 @@ ENGINE_API int engine_context_close(engine_context_t *context, engine_error *err
 ENGINE_API int engine_context_get_info(engine_context_t *context, engine_context_info *info, engine_error *error);
 ENGINE_API int engine_context_get_stats(engine_context_t *context, engine_context_stats *stats);
 ENGINE_API int engine_context_set_poll(engine_context_t *context, int64_t poll_max_ns);
+/* Returns when the callbacks of this context that were running or accepted at the call are over, those of bottom
+ * halves and timers that were deleted before it included: then what their `opaque` points to may be freed.
+ * -EDEADLK on a context's own thread; -ESHUTDOWN for a context that has been closed: it runs nothing any more. */
+ENGINE_API int engine_context_barrier(engine_context_t *context);
 
 /* Caller-driven contexts, for a foreign event loop: watch the descriptor for reading, and call run_once with
  * time-out 0 when it is readable. The first run_once fixes the thread (another may follow once that has ended);

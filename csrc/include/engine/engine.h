@@ -5,7 +5,9 @@
 #include <engine/aio.h>
 #include <engine/base.h>
 #include <engine/block.h>
+#include <engine/external.h>
 #include <engine/job.h>
+#include <engine/log.h>
 #include <engine/queue.h>
 #include <engine/workload.h>
 
