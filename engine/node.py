@@ -535,9 +535,7 @@ class BlockUser(BlockIO, Owner):
         """How often changes of the graph made its requests wait, and for how long."""
         stats = struct("engine_pause_stats")
         with self._handle.in_use():
-            check(
-                lib.engine_user_get_pauses(self._handle.check(), stats), None, "pauses", self._handle.label
-            )
+            check(lib.engine_user_get_pauses(self._handle.check(), stats), None, "pauses", self._handle.label)
         return record_of(PauseStats, stats)
 
     @property

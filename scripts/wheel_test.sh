@@ -29,5 +29,6 @@ rm -rf build/wheel-deps
 "${sudo[@]}" cp -r build/wheel-deps "$root/wheels"
 "${sudo[@]}" cp scripts/wheel_test_inside.sh "$root/wheels/"
 
-# /proc, in a mount namespace that ends with the test; and no network.
-"${sudo[@]}" unshare --mount --net sh -c "mount -t proc proc $root/proc && exec chroot $root /bin/bash /wheels/wheel_test_inside.sh"
+# /proc and /sys, in a mount namespace that ends with the test; and no network.
+"${sudo[@]}" unshare --mount --net sh -c "mount -t proc proc $root/proc && mount -t sysfs sysfs $root/sys &&
+    exec chroot $root /bin/bash /wheels/wheel_test_inside.sh"

@@ -9,6 +9,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace micro {
 
@@ -80,11 +83,11 @@ class Engine {
     engine_error error_ = make_error();
 };
 
-// 4 KiB random reads at a given depth, over a node or through a virtqueue, of a null node or of a file:
-// opened, and closed in order.
+// 4 KiB random reads at a given depth, over a node or through a virtqueue, of a null node, bare or under so
+// many do-nothing filters, or of a file: opened, and closed in order.
 class Load {
   public:
-    // `filename` NULL: a null node. `count` 0: until stop().
+    // `filename` NULL: a null node; "filters=N": under filters. `count` 0: until stop().
     Load(Engine& engine, engine_context_t* context, const char* filename, bool over_queue, uint32_t depth,
          uint64_t count) {
         open_node(engine, filename);
@@ -136,6 +139,8 @@ class Load {
         if (filename == nullptr) {
             const engine_option options[] = {{"driver", "null"}, {"size", "1G"}, {"node-name", "disk"}};
             node_ = engine.open(options, 3);
+        } else if (strncmp(filename, "filters=", 8) == 0) {
+            open_filters(engine, number(filename + 8, "filters"));
         } else {
             const engine_option options[] = {{"driver", "raw"},
                                              {"node-name", "disk"},
@@ -144,6 +149,20 @@ class Load {
                                              {"file.filename", filename}};
             node_ = engine.open(options, 5);
         }
+    }
+
+    void open_filters(Engine& engine, uint64_t count) {
+        std::vector<std::pair<std::string, const char*>> named;
+        std::string place;
+        for (; count != 0; count--) {
+            named.emplace_back(place + "driver", "passthrough");
+            place += "file.";
+        }
+        named.emplace_back(place + "driver", "null");
+        named.emplace_back(place + "size", "1G");
+        std::vector<engine_option> options;
+        for (const auto& [key, value] : named) options.push_back({key.c_str(), value});
+        node_ = engine.open(options.data(), options.size());
     }
 
     engine_queue_t* open_queue(engine_context_t* context) {

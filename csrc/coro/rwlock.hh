@@ -93,7 +93,7 @@ class RwLock {
 };
 
 // The readers of one channel: a line of its own, which a writer reads, and writes only to let in those that
-// queued behind it. Home thread of its executor.
+// queued behind it. Home thread of its executor. Not a local of a task, whose frame is not aligned like that.
 class alignas(64) RwLock::ReaderSlot {
   public:
     explicit ReaderSlot(Executor& executor) noexcept : executor_(executor) {}

@@ -6,6 +6,8 @@
 //   bad:  if ((co_await read_table(channel, index)) < 0) …    awaiting inside a larger expression
 //   bad:  auto [n, entry] = co_await look_up(channel, index);  structured bindings
 //   bad:  [&]() -> Task<int64_t> { … }();                      coroutine lambdas
+//   bad:  a local that wants more than 16 bytes of alignment: the frame has no more
+//   bad:  co_await f(), where f returns a reference to what is awaited: GCC 12 copies it
 //
 // Several at once: start them (Task<int64_t> a = f(channel, x), b = f(channel, y);), then co_await a and b in
 // turn, or all (coro/when_all.hh). A task runs to its end: to destroy one that has not aborts the process.

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <string>
 
-#include "base/clock.hh"
 #include "base/error.hh"
 #include "block/forward.hh"
 #include "block/graph.hh"
@@ -74,9 +73,12 @@ void reserve(ThrottleGroup& group, Lane& lane, Direction direction, uint64_t now
     lane.due_ns = group.reserve(direction, first->length, now_ns);
 }
 
+void wake_at(ThrottleChannel& own, uint64_t deadline_ns) noexcept;
+
 // Lets go what may go by now, in a hurry all of it. What goes is counted in any case.
-void release(ThrottleChannel& own) {
-    uint64_t now_ns = own.channel->context->now_ns();
+void release(ThrottleChannel& own) noexcept {
+    aio::AioContext& context = *own.channel->context;
+    uint64_t now_ns = context.now_ns();
     uint64_t next_ns = UINT64_MAX;
     for (Direction direction : {reading, writing}) {
         Lane& lane = own.lanes[direction];
@@ -89,25 +91,32 @@ void release(ThrottleChannel& own) {
         }
         if (!lane.waiting.empty() && lane.due_ns < next_ns) next_ns = lane.due_ns;
     }
-    aio::TimerHeap& timers = own.channel->context->timers();
     if (next_ns == UINT64_MAX) {
-        timers.cancel(&own);
+        context.disarm(&own);
     } else {
-        timers.arm_reserved(&own, next_ns < now_ns + look_again_ns ? next_ns : now_ns + look_again_ns);
+        wake_at(own, next_ns < now_ns + look_again_ns ? next_ns : now_ns + look_again_ns);
     }
 }
 
+void wake_at(ThrottleChannel& own, uint64_t deadline_ns) noexcept {
+    if (own.channel->context->arm(&own, deadline_ns) == 0) return;
+    // Without a timer what waits would wait for ever: better too early than never.
+    bool before = own.hurrying;
+    own.hurrying = true;
+    release(own);
+    own.hurrying = before;
+}
+
 // It may not go yet, or others wait before it.
-[[gnu::noinline]] void wait(ThrottleChannel& own, Lane& lane, Request* request, uint64_t due_ns) {
+[[gnu::noinline]] void wait(ThrottleChannel& own, Lane& lane, Request* request, uint64_t due_ns) noexcept {
     bool first = lane.waiting.empty();
     lane.waiting.push(request);
     if (!first) return;
     lane.due_ns = due_ns;
     lane.generation = own.group->generation();
-    aio::AioContext& context = *own.channel->context;
-    uint64_t latest_ns = context.now_ns() + look_again_ns;
+    uint64_t latest_ns = own.channel->context->now_ns() + look_again_ns;
     uint64_t wake_ns = due_ns < latest_ns ? due_ns : latest_ns;
-    if (!own.armed() || own.deadline_ns > wake_ns) context.timers().arm_reserved(&own, wake_ns);
+    if (!own.armed() || own.deadline_ns > wake_ns) wake_at(own, wake_ns);
 }
 
 void throttle_submit(Channel& channel, Request* request) {
@@ -235,6 +244,13 @@ const char* limit_key(const Options& given) {
     return nullptr;
 }
 
+Group make_group(Instance& engine, const Limits& limits) {
+    uint64_t now_ns = engine.main()->now_ns();  // the clock of its contexts
+    Group group = std::make_shared<ThrottleGroup>(now_ns);
+    group->set(limits, now_ns);
+    return group;
+}
+
 // Joins the group of that name, or makes it.
 int join(Instance& engine, const std::string& name, const Options& given, const Limits& limits, Group* out,
          engine_error* error) {
@@ -242,8 +258,7 @@ int join(Instance& engine, const std::string& name, const Options& given, const 
     std::weak_ptr<void>& place = engine.shared_by_name[key_of(name)];
     Group group = std::static_pointer_cast<ThrottleGroup>(place.lock());
     if (group == nullptr) {
-        group = std::make_shared<ThrottleGroup>(base::now_ns());
-        group->set(limits, base::now_ns());
+        group = make_group(engine, limits);
         place = group;
     } else if (const char* key = limit_key(given); key != nullptr && limits != group->limits()) {
         return base::fail(error, ENGINE_ERROR_CONFLICT, EEXIST, {.operation = "open", .field = key},
@@ -265,8 +280,7 @@ int throttle_open(Node& node, const block::OpenArguments& arguments) {
     if (given.given("throttle-group") && name.empty())
         return refuse(arguments.error, "throttle-group", "a name is needed", "");
     if (name.empty()) {
-        group = std::make_shared<ThrottleGroup>(base::now_ns());
-        group->set(limits, base::now_ns());
+        group = make_group(*node.control->engine, limits);
     } else {
         result = join(*node.control->engine, name, given, limits, &group, arguments.error);
         if (result != 0) return result;
@@ -313,7 +327,9 @@ int set_throttle(Node& node, OptionBag bag, engine_error* error) {
     Limits limits;
     int result = given.parse(bag, node.driver->name, options, error);
     if (result == 0) result = read_limits(given, &limits, error);
-    if (result == 0) node.state<ThrottleState>().group->set(limits, base::now_ns());
+    if (result == 0) {
+        node.state<ThrottleState>().group->set(limits, node.control->engine->main()->now_ns());
+    }
     return result;
 }
 

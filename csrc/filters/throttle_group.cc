@@ -40,7 +40,7 @@ void Bucket::set(uint64_t units_a_second, uint64_t size_ticks, uint64_t now) noe
 
 void ThrottleGroup::set(const Limits& limits, uint64_t now_ns) noexcept {
     std::lock_guard guard(mutex_);
-    uint64_t now = (now_ns - epoch_ns_) * ticks_a_ns;
+    uint64_t now = ticks(now_ns);
     uint32_t active[2] = {0, 0};
     for (unsigned which = 0; which < Limits::count; which++) {
         const Limit& limit = limits.limit[which];
@@ -75,7 +75,7 @@ uint64_t ThrottleGroup::cost(unsigned bucket, uint64_t bytes) const noexcept {
 }
 
 uint64_t ThrottleGroup::reserve(Direction direction, uint64_t bytes, uint64_t now_ns) noexcept {
-    uint64_t now = (now_ns - epoch_ns_) * ticks_a_ns;
+    uint64_t now = ticks(now_ns);
     uint32_t active = active_[direction].load_relaxed();
     // First when all of them allow it, so that each is filled then and not before: one that has room must not
     // leak what another one still keeps waiting.

@@ -97,6 +97,9 @@ class ThrottleGroup {
         return which % 3 == 0 || which % 3 == (direction == reading ? 1u : 2u);
     }
     uint64_t cost(unsigned bucket, uint64_t bytes) const noexcept;
+    uint64_t ticks(uint64_t now_ns) const noexcept {
+        return now_ns > epoch_ns_ ? (now_ns - epoch_ns_) * ticks_a_ns : 0;
+    }
 
     const uint64_t epoch_ns_;
     mutable std::mutex mutex_;

@@ -37,8 +37,7 @@ class Executor final : public coro::Executor {
     }
     uint64_t now_ns() const noexcept override { return clock_ns; }
     int arm(engine::base::Timer* timer, uint64_t deadline_ns) noexcept override {
-        if (arming_answers == 0) timers.arm(timer, deadline_ns);
-        return arming_answers;
+        return arming_answers == 0 ? timers.arm(timer, deadline_ns) : arming_answers;
     }
     void disarm(engine::base::Timer* timer) noexcept override { timers.cancel(timer); }
 

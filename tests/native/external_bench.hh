@@ -53,7 +53,10 @@ class Asking {
   public:
     Asking(engine_user_t* user, uint32_t op, void* buffer, uint64_t offset, uint64_t bytes,
            uint32_t flags = 0, engine_context_t* context = nullptr)
-        : thread_([=, this] { result_ = io(user, op, buffer, offset, bytes, flags, &error, context); }) {}
+        : thread_([=, this] {
+              result_ = io(user, op, buffer, offset, bytes, flags, &error, context);
+              done_.store(true, std::memory_order_release);
+          }) {}
     ~Asking() {
         if (thread_.joinable()) thread_.join();
     }
@@ -61,12 +64,38 @@ class Asking {
         thread_.join();
         return result_;
     }
+    bool done() const { return done_.load(std::memory_order_acquire); }
     Error error;
 
   private:
     int64_t result_ = 0;
+    std::atomic<bool> done_{false};
     std::thread thread_;
 };
+
+// A request of a node with a short time-out, as long as it may be had: on a busy machine its time may run out
+// before it is taken.
+inline bool take_in_time(engine_external_t* external, const Asking& asking,
+                         engine_external_request* request) {
+    while (!asking.done()) {
+        if (engine_external_take(external, request, 1, 1000000) == 1) return true;
+    }
+    return engine_external_take(external, request, 1, 0) == 1;
+}
+
+// One that the program took, and that failed by time afterwards.
+inline engine_external_request let_expire(engine_external_t* external, engine_user_t* user, uint32_t op,
+                                          void* buffer, uint64_t bytes, const char* text) {
+    for (;;) {
+        Asking asking(user, op, buffer, 0, bytes);
+        engine_external_request request{};
+        bool taken = take_in_time(external, asking, &request);
+        CHECK_EQ(asking.result(), -ETIMEDOUT);
+        if (!taken) continue;
+        CHECK(asking.error.says(text));
+        return request;
+    }
+}
 
 // Serves a node from memory, until the node closes or it is stopped.
 class Ram {

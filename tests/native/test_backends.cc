@@ -446,7 +446,7 @@ void short_waits(uint32_t backend) {
         Alarm one;
         one.fire = alarm.fire;
         uint64_t start_ns = base::now_ns();
-        home.context->call_and_wait([&] { home.context->timers().arm(&one, start_ns + 300000); });
+        home.context->call_and_wait([&] { CHECK_EQ(home.context->arm(&one, start_ns + 300000), 0); });
         one.over.wait();
         CHECK(one.at_ns >= start_ns + 300000);
         if (one.at_ns - start_ns < best_ns) best_ns = one.at_ns - start_ns;
@@ -568,6 +568,7 @@ TEST(threads_a_sleeper_does_not_hold_up_the_rest) {
     // The same calls, but as the pool sees them small buffered writes.
     auto pool = std::make_unique<aio::OffloadPool>(home.context.get());
     home.context->call_and_wait([&] {
+        CHECK_EQ(pool->open(), 0);
         for (Meeter& op : ops) {
             op.kind = IoKind::write;
             pool->run(&op);

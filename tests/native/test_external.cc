@@ -210,25 +210,24 @@ TEST(time_runs_out) {
     engine_external_request request{};
     CHECK_EQ(engine_external_take(external, &request, 1, 0), 0);
     // It is taken, and its memory is the program's until that is done with it.
-    {
-        Asking asking(disk.user, ENGINE_OP_READ, buffer.data(), 0, 4096);
-        request = take_one(external);
-        CHECK_EQ(asking.result(), -ETIMEDOUT);
-        CHECK(asking.error.says("slow: it took the request and did not complete it within 50 ms"));
-    }
+    request = let_expire(external, disk.user, ENGINE_OP_READ, buffer.data(), 4096,
+                         "slow: it took the request and did not complete it within 50 ms");
     CHECK_EQ(stats_of(external).given_up, 1);
     memset(request.iov[0].base, 'y', 4096);
     CHECK(std::all_of(buffer.begin(), buffer.end(), [](char byte) { return byte == 'x'; }));
     CHECK_EQ(complete_one(external, request.id, 0), 0);
     CHECK_EQ(stats_of(external).given_up, 0);
     CHECK_EQ(stats_of(external).late, 1);
-    CHECK_EQ(stats_of(external).timed_out, 2);
-    // The next one knows nothing of it.
-    Asking asking(disk.user, ENGINE_OP_READ, buffer.data(), 0, 4096);
-    request = take_one(external);
-    memset(request.iov[0].base, 'z', 4096);
-    CHECK_EQ(complete_one(external, request.id, 0), 1);
-    CHECK_EQ(asking.result(), 4096);
+    CHECK(stats_of(external).timed_out >= 2);
+    // The next one that is in time knows nothing of it.
+    for (bool in_time = false; !in_time;) {
+        Asking asking(disk.user, ENGINE_OP_READ, buffer.data(), 0, 4096);
+        if (take_in_time(external, asking, &request)) {
+            memset(request.iov[0].base, 'z', 4096);
+            in_time = complete_one(external, request.id, 0) == 1;
+        }
+        CHECK_EQ(asking.result(), in_time ? 4096 : -ETIMEDOUT);
+    }
     CHECK(std::all_of(buffer.begin(), buffer.end(), [](char byte) { return byte == 'z'; }));
     CHECK_EQ(engine_external_close(external), 0);
 }
@@ -236,10 +235,9 @@ TEST(time_runs_out) {
 TEST(given_up_requests_go_with_the_program) {
     Served disk("read,write", "10ms");
     engine_external_t* external = attach(disk.node);
-    char buffer[512];
-    Asking asking(disk.user, ENGINE_OP_WRITE, buffer, 0, 512);
-    engine_external_request request = take_one(external);
-    CHECK_EQ(asking.result(), -ETIMEDOUT);
+    char buffer[512] = {};
+    engine_external_request request =
+        let_expire(external, disk.user, ENGINE_OP_WRITE, buffer, 512, "did not complete it within 10 ms");
     static_cast<char*>(request.iov[0].base)[511] = 'x';  // still its own
     CHECK_EQ(engine_external_close(external), 0);
 }

@@ -211,7 +211,7 @@ TEST(short_memory_is_an_error) {
     CHECK(disk.holds(0, 100, 'a'));
     disk.fill(4 * chunk, 512, 'b');
     CHECK(disk.holds(4 * chunk, 512, 'b'));
-    engine_set_allocation_hook([](size_t bytes, void*) { return bytes >= 8192 ? 1 : 0; }, nullptr);
+    engine_set_allocation_hook([](size_t bytes, void*) { return bytes == 8192 ? 1 : 0; }, nullptr);
     engine_node_t* node = nullptr;
     Error error;
     int result = disk.engine.open({{"driver", "memory"}, {"size", "1M"}}, &node, &error);

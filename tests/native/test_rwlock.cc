@@ -364,14 +364,14 @@ TEST(contexts_that_read_and_write_see_no_half) {
 Task<int64_t> join_and_leave(Executor& executor, Shared& shared, int64_t rounds) {
     LockChain chain(executor);
     for (int64_t i = 0; i < rounds; i++) {
-        RwLock::ReaderSlot slot(executor);
-        shared.lock.add(slot);
+        auto slot = std::make_unique<RwLock::ReaderSlot>(executor);
+        shared.lock.add(*slot);
         {
-            RwLock::SharedGuard guard = co_await shared.lock.lock_shared(chain, slot);
+            RwLock::SharedGuard guard = co_await shared.lock.lock_shared(chain, *slot);
             if (shared.left != shared.right) co_return -EIO;
         }
         RwLock::ExclusiveGuard guard = co_await shared.lock.lock_exclusive(chain);
-        shared.lock.remove(guard, slot);
+        shared.lock.remove(guard, *slot);
     }
     co_return 0;
 }

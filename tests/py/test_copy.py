@@ -107,9 +107,12 @@ def test_what_is_refused(eng: engine.Engine, ram: engine.BlockNode) -> None:
         eng.copy(ram, small, chunk_size="2G")
     with pytest.raises(TypeError, match="target: a block node is needed"):
         eng.copy(ram, "small")  # type: ignore[arg-type]
-    with engine.Engine() as other, other.open(driver="null") as node:
-        with pytest.raises(engine.InvalidArgument, match="another engine"):
-            eng.copy(ram, node)
+    with (
+        engine.Engine() as other,
+        other.open(driver="null") as node,
+        pytest.raises(engine.InvalidArgument, match="another engine"),
+    ):
+        eng.copy(ram, node)
     with pytest.raises(engine.Conflict, match="conflicts with user 'python'"):
         eng.copy(ram, eng.open(driver="memory", size="2M"), exclusive=True)
 

@@ -22,6 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORDED = ROOT / "bench" / "recorded.json"
 TOLERANCE = 0.05
+FILTER_INSTRUCTIONS_MAX = 110
 sys.path.insert(0, str(ROOT / "bench" / "peers"))
 
 import images  # noqa: E402
@@ -62,11 +63,11 @@ def image() -> str:
 # ---- instructions ----
 
 
-def instructions(count: int, via: str, depth: str) -> int:
+def instructions(count: int, via: str, depth: str, *target: str) -> int:
     """Of the whole program, all threads."""
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
     result = subprocess.run(
-        [*command, program("run_requests"), str(count), via, depth],
+        [*command, program("run_requests"), str(count), via, depth, *target],
         env={**os.environ, "NO_IO_URING": "1"},
         capture_output=True,
         text=True,
@@ -79,9 +80,9 @@ def instructions(count: int, via: str, depth: str) -> int:
     return int(match[1])
 
 
-def instructions_each(via: str, depth: str, count: int = 100_000) -> float:
+def instructions_each(via: str, depth: str, *target: str, count: int = 100_000) -> float:
     """For a request: what N more requests add, so that start and end are left out."""
-    return (instructions(2 * count, via, depth) - instructions(count, via, depth)) / count
+    return (instructions(2 * count, via, depth, *target) - instructions(count, via, depth, *target)) / count
 
 
 def compiler() -> str:
@@ -104,6 +105,15 @@ def test_instructions_of_a_null_request(name: str) -> None:
     assert found == pytest.approx(expected, rel=TOLERANCE), (
         f"{found:.1f} instructions for a request, {expected:.1f} recorded; if that is meant, record it anew"
     )
+
+
+def test_instructions_of_a_filter() -> None:
+    """What a filter that does nothing adds, the first one and the eighth."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("no valgrind")
+    counts = {n: instructions_each("node", "64", f"filters={n}", count=20_000) for n in (0, 1, 8)}
+    assert counts[1] - counts[0] < FILTER_INSTRUCTIONS_MAX
+    assert (counts[8] - counts[0]) / 8 < FILTER_INSTRUCTIONS_MAX
 
 
 # ---- system calls ----

@@ -147,7 +147,12 @@ def native_functions(text: str) -> list[tuple[str, int]]:
             continue
         closing = " " * indent + "}"
         end = next(
-            (n for n in range(start + 1, len(lines)) if lines[n].rstrip() in (closing, closing + ";")), None
+            (
+                n
+                for n in range(start + 1, len(lines))
+                if lines[n].rstrip() in (closing, closing + ";", closing + ");")
+            ),
+            None,
         )
         if end is not None:
             found.append((line.strip(), end - start + 1))
