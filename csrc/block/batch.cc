@@ -61,17 +61,17 @@ void CompletionQueue::complete(Request* request) noexcept {
     finish(self);
 }
 
-// Once it is pushed, whoever drains may use the request again, and with the last one its batch: both are left
-// alone from there on. What the batch holds is let go before, so that who waited for it may close its user.
+// What the batch holds is let go before the last push, so that who drained it may close its user; it is over
+// after it, so that who waited for it finds all of it in the queue. Until it is over nobody uses the batch
+// again; the request belongs to whoever drains from its push on.
 void CompletionQueue::finish(AsyncRequest* request) noexcept {
     Batch* batch = request->batch;
     Lane* lane = batch->lane;
-    if (--batch->left == 0) {
-        end_use(batch->user, lane->context);
-        batch->over->set();
-    }
-    if (lane->queue->done_.push(request) != aio::Push::wake) return;
-    if (lane->owed++ == 0) lane->context->ready(&lane->notice);
+    bool last = --batch->left == 0;
+    if (last) end_use(batch->user, lane->context);
+    bool wake = lane->queue->done_.push(request) == aio::Push::wake;
+    if (last) batch->over->set();
+    if (wake && lane->owed++ == 0) lane->context->ready(&lane->notice);
 }
 
 // Behind all that was ready when the first of them completed: one write for them all.

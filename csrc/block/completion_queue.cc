@@ -142,6 +142,14 @@ Lane* CompletionQueue::lane_on(aio::AioContext* context) {
 }
 
 Batch* CompletionQueue::take_batch() {
+    for (Batch* batch = ending_.front(); batch != nullptr;) {
+        Batch* next = ending_.after(batch);
+        if (batch->over->is_set()) {
+            batch->unlink();
+            free_batches_.push(batch);
+        }
+        batch = next;
+    }
     if (auto* batch = static_cast<Batch*>(free_batches_.pop())) return batch;
     base::Owner<Batch> batch = base::make<Batch>();
     if (batch == nullptr) throw std::bad_alloc();
@@ -337,11 +345,15 @@ int CompletionQueue::wait(const User* user, const aio::AioContext* context, uint
     }
 }
 
-// Unless somebody has business with it still.
+// Unless somebody has business with it still. The context may be about to say that it is over.
 void CompletionQueue::retire(Batch* batch) noexcept {
     if (batch->undrained != 0 || batch->waiters != 0) return;
     batch->unlink();
-    free_batches_.push(batch);
+    if (batch->over->is_set()) {
+        free_batches_.push(batch);
+    } else {
+        ending_.push_back(batch);
+    }
 }
 
 void CompletionQueue::read_descriptor() noexcept {

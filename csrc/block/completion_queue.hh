@@ -143,6 +143,7 @@ class CompletionQueue {
     base::Mutex mutex_;
     RequestPool<AsyncRequest> requests_ ENGINE_GUARDED_BY(mutex_);
     base::List<Batch> active_ ENGINE_GUARDED_BY(mutex_);  // with requests that are not drained, or waited for
+    base::List<Batch> ending_ ENGINE_GUARDED_BY(mutex_);  // drained, and not over for an instant yet
     std::vector<base::Owner<Batch>> batches_ ENGINE_GUARDED_BY(mutex_);  // all there are
     base::Queue<aio::Message> free_batches_ ENGINE_GUARDED_BY(mutex_);
     std::vector<base::Owner<Lane>> lanes_ ENGINE_GUARDED_BY(mutex_);

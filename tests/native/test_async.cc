@@ -374,6 +374,22 @@ TEST(users_and_contexts_are_held_until_it_is_over) {
     for (uint64_t token = 0; token < 4; token++) CHECK_EQ(queue.completed[token].result, 512);
 }
 
+TEST(what_was_waited_for_can_be_drained) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend, 20000);
+        engine_user_t* user = Engine::user(open_null(engine), "test");
+        Queue queue(engine);
+        char buffer[512];
+        for (uint64_t round = 0; round < 20000; round++) {
+            REQUIRE(queue.submit(user, context, reads(buffer, 1, round)) == 0);
+            REQUIRE(engine_cq_wait(queue, nullptr, nullptr, UINT64_MAX, nullptr) == 0);
+            REQUIRE(queue.drain(2) == 1);
+        }
+        engine_user_close(user, nullptr);
+    }
+}
+
 TEST(closing_a_queue_waits_for_what_is_in_flight) {
     for (uint32_t backend : both_backends) {
         Engine engine;
