@@ -19,10 +19,12 @@ from engine._bindings import FOREVER, NULL, check, struct, translate
 from engine._handle import Handle
 from engine._native import ffi, lib
 from engine.errors import Closed, EngineError, InvalidArgument
+from engine.stats import OPERATIONS
 
 _DRAIN_MOST = 512  # completions a call
 _SUBMIT_AT = 256  # requests of one turn from which on they do not wait for its end
 _REQUESTS = ffi.typeof("engine_request[]")
+_EXPORT = type(ffi.from_buffer(b""))
 _TOKEN = 2  # its place in the tuple that describes a request
 _REQUEST_SIZE = ffi.sizeof("engine_request")
 
@@ -71,12 +73,12 @@ class LoopQueue:
         loop: asyncio.AbstractEventLoop,
         user: Handle,
         context: Handle | None,
+        operation: str,
         request: tuple[Any, ...],
         resources: Any,
         finish: Callable[[int], Any] | None,
-        operation: str,
     ) -> tuple[asyncio.Future[Any], int]:
-        """`request`: op, then the fields of an engine_request from `offset` on. Owns `resources`."""
+        """`request`: the fields of an engine_request from `offset` on. Owns `resources`."""
         self._token = token = self._token + 1
         future = loop.create_future()
         self._flights[token] = (future, resources, finish, user.label, operation)
@@ -84,7 +86,7 @@ class LoopQueue:
         requests = self._pending.get(key)
         if requests is None:
             requests = self._pending[key] = []
-        requests.append((_REQUEST_SIZE, request[0], token, *request[1:]))
+        requests.append((_REQUEST_SIZE, OPERATIONS[operation], token, *request))
         if not self._scheduled:
             self._scheduled = True
             loop.call_soon(self._flush)
@@ -162,7 +164,7 @@ class LoopQueue:
 
     @staticmethod
     def _fail(flight: Flight, problem: Exception) -> None:
-        flight[1].release()
+        let_go(flight[1])
         if not flight[0].done():
             flight[0].set_exception(problem)
 
@@ -183,7 +185,7 @@ class LoopQueue:
         done = []
         for i in range(0, len(words), 3):
             future, resources, finish, label, operation = self._flights.pop(words[i])
-            resources.release()
+            let_go(resources)
             result = words[i + 1]
             value: Any = result
             if result < 0:
@@ -225,6 +227,14 @@ class LoopQueue:
             os.close(descriptor)
 
 
+def let_go(resources: Any) -> None:
+    """Of a request that has ended: a pointer that exports a buffer, or what releases several."""
+    if type(resources) is _EXPORT:
+        ffi.release(resources)
+    else:
+        resources.release()
+
+
 def deliver(future: asyncio.Future[Any], value: Any) -> None:
     if isinstance(value, EngineError):
         future.set_exception(value)
@@ -242,7 +252,7 @@ class LoopQueues:
 
     def of(self, loop: asyncio.AbstractEventLoop) -> LoopQueue:
         queue = self._by_loop.get(id(loop))
-        if queue is None or queue.loop is not loop or queue.closed:
+        if queue is None or queue._loop() is not loop:
             with self._lock:
                 self._sweep()
                 queue = self._by_loop[id(loop)] = LoopQueue(self._engine, loop)

@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import engine
 from engine._bindings import NULL, integer
-from engine._buffers import IoVector, view_of
-from engine._loop import LoopQueues
+from engine._buffers import IoVector, exported
+from engine._loop import LoopQueue, LoopQueues, let_go
 from engine._native import ffi, lib
 from engine._vectors import Vector
 from engine.errors import Closed
 from engine.node import EXTENTS_AT_A_TIME, HARMLESS, checked_range, extents_of, zeroes_flags
-from engine.stats import OPERATIONS
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -89,21 +88,6 @@ class _Closeable:
         await self.close()
 
 
-class _Pair:
-    """A view and the pointer that exports it, of one buffer in flight."""
-
-    __slots__ = ("nbytes", "pointer", "view")
-
-    def __init__(self, buffer: ReadableBuffer, writable: bool) -> None:
-        self.view = view = view_of(buffer, writable)
-        self.pointer = ffi.from_buffer(view, require_writable=writable)
-        self.nbytes = view.nbytes
-
-    def release(self) -> None:
-        ffi.release(self.pointer)
-        self.view.release()
-
-
 class _Kept:
     """What must only stay alive."""
 
@@ -122,6 +106,37 @@ class BlockIO(_Closeable):
     blocking: engine.BlockNode | engine.BlockUser
     _queues: LoopQueues
 
+    def _begin(
+        self,
+        operation: str,
+        request: tuple[Any, ...],
+        resources: Any,
+        context: Place,
+        finish: Callable[[int], Any] | None = None,
+    ) -> tuple[LoopQueue, asyncio.Future[Any], int]:
+        """`request`: the fields of an engine_request from `offset` on. Owns `resources`."""
+        try:
+            loop = asyncio.get_running_loop()
+            queue = self._queues.of(loop)
+            user = self.blocking._user(operation not in HARMLESS)
+            target = None if context is None else self.blocking._engine._context_handle(context)
+            future, token = queue.submit(loop, user, target, operation, request, resources, finish)
+        except BaseException:
+            let_go(resources)
+            raise
+        return queue, future, token
+
+    def _begin_one(
+        self, operation: str, buffer: Any, offset: int, flags: int, context: Place, finish: Any = None
+    ) -> tuple[LoopQueue, asyncio.Future[Any], int]:
+        pointer = exported(buffer, operation == "read")
+        try:
+            nbytes, offset = checked_range(len(pointer), offset)
+        except BaseException:
+            let_go(pointer)
+            raise
+        return self._begin(operation, (offset, nbytes, pointer, NULL, 0, flags), pointer, context, finish)
+
     async def _perform(
         self,
         operation: str,
@@ -130,34 +145,12 @@ class BlockIO(_Closeable):
         context: Place,
         finish: Callable[[int], Any] | None = None,
     ) -> Any:
-        """`request`: the fields of an engine_request from `offset` on. Owns `resources`."""
-        try:
-            loop = asyncio.get_running_loop()
-            queue = self._queues.of(loop)
-            user = self.blocking._user(operation not in HARMLESS)
-            target = self.blocking._engine._context_handle(context)
-            request = (OPERATIONS[operation], *request)
-            future, token = queue.submit(loop, user, target, request, resources, finish, operation)
-        except BaseException:
-            resources.release()
-            raise
+        queue, future, token = self._begin(operation, request, resources, context, finish)
         try:
             return await future
         except asyncio.CancelledError:
             queue.cancel(token)
             raise
-
-    async def _one(
-        self, operation: str, buffer: Any, offset: int, flags: int, context: Place, finish: Any = None
-    ) -> Any:
-        pair = _Pair(buffer, operation == "read")
-        try:
-            nbytes, offset = checked_range(pair.nbytes, offset)
-        except BaseException:
-            pair.release()
-            raise
-        request = (offset, nbytes, pair.pointer, NULL, 0, flags)
-        return await self._perform(operation, request, pair, context, finish)
 
     async def _several(
         self, operation: str, buffers: Iterable[Any], offset: int, flags: int, context: Place
@@ -175,12 +168,23 @@ class BlockIO(_Closeable):
         """Reads `length` bytes at `offset`."""
         length, offset = checked_range(length, offset)
         data = self.blocking._new_buffer(length, offset)
-        result: bytes = await self._one("read", data, offset, 0, context, lambda _: bytes(data))
+        begun = self._begin_one("read", data, offset, 0, context, lambda _: bytes(data))
+        queue, future, token = begun
+        try:
+            result: bytes = await future
+        except asyncio.CancelledError:
+            queue.cancel(token)
+            raise
         return result
 
     async def pread_into(self, buffer: WriteableBuffer, offset: int, *, context: Place = None) -> int:
         """Fills a writable buffer from `offset`, without a copy. Returns its size in bytes."""
-        result: int = await self._one("read", buffer, offset, 0, context)
+        queue, future, token = self._begin_one("read", buffer, offset, 0, context)
+        try:
+            result: int = await future
+        except asyncio.CancelledError:
+            queue.cancel(token)
+            raise
         return result
 
     async def preadv(self, buffers: Iterable[WriteableBuffer], offset: int, *, context: Place = None) -> int:
@@ -192,7 +196,12 @@ class BlockIO(_Closeable):
         self, data: ReadableBuffer, offset: int, fua: bool = False, *, context: Place = None
     ) -> int:
         """Writes a buffer at `offset`, without a copy. fua: durable before it returns. Returns its size."""
-        result: int = await self._one("write", data, offset, lib.ENGINE_FUA if fua else 0, context)
+        queue, future, token = self._begin_one("write", data, offset, lib.ENGINE_FUA if fua else 0, context)
+        try:
+            result: int = await future
+        except asyncio.CancelledError:
+            queue.cancel(token)
+            raise
         return result
 
     async def pwritev(

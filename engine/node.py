@@ -364,6 +364,8 @@ def extents_of(native: Any, count: int) -> list[Extent]:
 
 
 def checked_range(length: int, offset: int) -> tuple[int, int]:
+    if type(length) is type(offset) is int and length >= 0 and 0 <= offset <= MAX_BYTES - length:
+        return length, offset
     length = integer(length, "length")
     offset = integer(offset, "offset")
     if offset > MAX_BYTES - length:

@@ -407,7 +407,8 @@ def describe(outcome: Outcome) -> list[str]:
         if latency is not None:
             lines.append(f"  latency to {peer.side.name:<23} {triple(latency)}")
     lines += [
-        f"  {figure.name:<34} {triple(outcome.derived(figure))} {figure.unit}" for figure in comparison.derived
+        f"  {figure.name:<34} {triple(outcome.derived(figure))} {figure.unit}"
+        for figure in comparison.derived
     ]
     lines.append(f"  {'A/A: subject to itself':<34} {triple(outcome.same_ratios())}")
     steal = max(run.steal_percent for r in outcome.kept for run in r.runs)
