@@ -25,6 +25,8 @@ SUITES = (
     "messages",
     "filters",
     "throttle",
+    "read_many",
+    "asyncio_reads",
 )
 
 

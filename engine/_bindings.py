@@ -16,6 +16,7 @@ from engine.errors import EngineError, error_class, invalid
 
 NULL = ffi.NULL
 NO_OFFSET = 2**64 - 1
+FOREVER = 2**64 - 1  # a time-out in ns
 MAX_BYTES = 2**63 - 1  # offsets, lengths and sizes: what lseek and off_t allow
 
 _KINDS = {

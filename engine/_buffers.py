@@ -33,6 +33,15 @@ def view_of(buffer: object, writable: bool) -> memoryview:
     return view
 
 
+def exported(buffer: object, writable: bool) -> Any:
+    """A pointer to the memory of a buffer, exported until `ffi.release()`. Raises as `view_of` does."""
+    try:
+        return ffi.from_buffer(buffer, require_writable=writable)
+    except (TypeError, BufferError):
+        view_of(buffer, writable).release()  # says why
+        raise
+
+
 def aligned_view(nbytes: int, alignment: int) -> memoryview:
     """Zeroed memory that starts at a multiple of `alignment`, a power of two."""
     if alignment <= 1 or not nbytes:

@@ -18,8 +18,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from engine._bindings import NULL, check, struct
-from engine._native import ffi
+from engine._bindings import FOREVER, NULL, check, struct
+from engine._native import ffi, lib
 from engine.errors import Closed, Conflict, EngineError, InvalidArgument
 
 
@@ -69,6 +69,7 @@ class Handle:
         "_locks",
         "_parent",
         "_pid",
+        "_settle",
         "_state",
         "_with_error",
         "children",
@@ -77,6 +78,7 @@ class Handle:
         "keep",
         "label",
         "pointer",
+        "queues",
         "then",
     )
 
@@ -87,6 +89,7 @@ class Handle:
         label: str,
         parent: Handle | None = None,
         with_error: bool = True,
+        settle: Callable[[Handle], None] | None = None,
     ) -> None:
         self.pointer = pointer
         self.label = label  # "node 'disk'"
@@ -95,6 +98,9 @@ class Handle:
         self.home: int | None = None  # address of the context whose callbacks may close it
         self.keep: Any = None  # what the native object points to: lives until it is freed
         self.then: Callable[[], None] | None = None  # called once, after it has been freed
+        # The completion queues of the engine: one list for all that belongs to it.
+        self.queues: list[Handle] = [] if parent is None else parent.queues
+        self._settle = settle  # called before it is freed, when nobody can use it any more
         self._free = free
         self._with_error = with_error  # `free` takes an error object
         self._parent = parent
@@ -116,12 +122,13 @@ class Handle:
         label: str,
         parent: Handle | None = None,
         with_error: bool = True,
+        settle: Callable[[Handle], None] | None = None,
     ) -> Handle:
         """Calls `create(out, error)`; out is a `kind **`. The caller holds `in_use()` of the parent."""
         out, error = ffi.new(f"{kind} **"), struct("engine_error")
         try:
             check(create(out, error), error, f"make {label}")
-            return cls(out[0], free, label, parent, with_error)
+            return cls(out[0], free, label, parent, with_error, settle)
         except BaseException:  # Ctrl-C just after the native call returned
             if out[0] != NULL:
                 free(out[0], *((NULL,) if with_error else ()))
@@ -214,6 +221,8 @@ class Handle:
             for handle in both[1:]:
                 handle._interrupt()
                 handle._drain()
+            if self._settle is not None:
+                self._settle(self)
             # One step of the interpreter: Ctrl-C comes before it or after it, with the outcome known.
             outcome.extend(map(self._free, *((argument,) for argument in arguments)))
             check(outcome[0], error, "close", self.label)
@@ -247,6 +256,24 @@ class Handle:
         finally:
             self._closer.release()
         warnings.warn(f"unclosed {self.label}", ResourceWarning, stacklevel=3, source=source)
+
+
+def settle_user(handle: Handle) -> None:
+    """Waits for what a user has in flight on completion queues: natively, whatever its event loop does."""
+    _wait_for(handle, handle.pointer, NULL)
+
+
+def settle_context(handle: Handle) -> None:
+    """The same for what is in flight on a context."""
+    _wait_for(handle, NULL, handle.pointer)
+
+
+def _wait_for(handle: Handle, user: Any, context: Any) -> None:
+    for queue in list(handle.queues):
+        with queue._closer, queue.in_use():  # one that is closing waits by itself, and is closed then
+            if not queue.closed:
+                result = lib.engine_cq_wait(queue.pointer, user, context, FOREVER, NULL)
+                check(result, None, "close", handle.label)
 
 
 def _set_state(handles: list[Handle], state: _State) -> None:

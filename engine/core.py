@@ -12,9 +12,10 @@ from engine import _logging
 from engine import copy as copies
 from engine import workload as workloads
 from engine._bindings import NULL, encode, integer, struct
-from engine._handle import Handle, Owner
+from engine._handle import Handle, Owner, settle_context
 from engine._native import ffi, lib
 from engine.about import backend_number
+from engine.buffer import Buffer
 from engine.context import MAX_POLL_NS, AioContext
 from engine.copy import Copy, make_copy
 from engine.errors import invalid
@@ -130,6 +131,7 @@ class Engine(Owner):
                 lib.engine_context_close,
                 f"context {name!r}",
                 self._handle,
+                settle=settle_context,
             )
             if caller_driven:
                 handle.interrupt = lib.engine_context_wake
@@ -390,6 +392,10 @@ class Engine(Owner):
                 config.context = home.check()
             label = f"copy of node {source.name!r} to node {target.name!r}"
             return make_copy(self, config, (source, target), label)
+
+    def buffer(self, nbytes: int) -> Buffer:
+        """Zeroed memory that is aligned for direct I/O, and that NumPy sees without a copy."""
+        return Buffer(nbytes)
 
     def _own(self, thing: Any, field: str) -> Any:
         """What was given as argument, if it belongs to this engine."""

@@ -113,6 +113,26 @@ class Histogram:
         """
         return self.percentiles((percent,))[0]
 
+    @property
+    def p50(self) -> int:
+        return self.percentile(50)
+
+    @property
+    def p90(self) -> int:
+        return self.percentile(90)
+
+    @property
+    def p95(self) -> int:
+        return self.percentile(95)
+
+    @property
+    def p99(self) -> int:
+        return self.percentile(99)
+
+    @property
+    def p999(self) -> int:
+        return self.percentile(99.9)
+
     def percentiles(self, percents: Iterable[float]) -> list[int]:
         """The same for several, in one pass; in the order given."""
         wanted = list(percents)

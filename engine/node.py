@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine._bindings import MAX_BYTES, NULL, check, encode, integer, path, struct, text
 from engine._buffers import IoVector, aligned_view
-from engine._handle import Closeable, Handle, Owner, refuse_in_callback
+from engine._handle import Closeable, Handle, Owner, refuse_in_callback, settle_user
 from engine._native import ffi, lib
+from engine._vectors import Vector
 from engine.errors import invalid
 from engine.options import NativeOptions, flatten
-from engine.stats import OPERATIONS, OpStats, op_stats, record_of
+from engine.stats import OPERATIONS, NodeLocks, OpStats, op_stats, record_of
 from engine.units import parse_time_ns
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ PERMISSIONS = {
     "resize": lib.ENGINE_PERM_RESIZE,
 }
 EVERYTHING = ",".join(PERMISSIONS)
-_HARMLESS = ("read", "flush")
-_EXTENTS_AT_A_TIME = 128
+HARMLESS = ("read", "flush", "block_status")
+EXTENTS_AT_A_TIME = 128
+_PARTS_AT_A_TIME = 16384  # of read_many: Ctrl-C is heard in between
 _CHECK_SIZE_FROM = (
     1 << 26
 )  # bytes; a buffer from this size on is not made before the range is known to be good
@@ -119,16 +121,20 @@ class BlockIO:
 
     def pread(self, length: int, offset: int, *, context: AioContext | str | None = None) -> bytes:
         """Reads `length` bytes at `offset`."""
-        length, offset = _range(length, offset)
+        length, offset = checked_range(length, offset)
+        data = self._new_buffer(length, offset)
+        with IoVector((data,), writable=True) as vector:
+            self._transfer("read", vector, offset, 0, context)
+        return bytes(data)
+
+    def _new_buffer(self, length: int, offset: int) -> memoryview:
+        """For a read: aligned, and zeroed, so that what a driver leaves alone is no old memory."""
         if length >= _CHECK_SIZE_FROM and offset + length > self.size:
             raise invalid(
                 f"read of {length} bytes at offset {offset} reaches beyond the end ({self.size} bytes)",
                 "length",
             )
-        data = aligned_view(length, self._alignment)  # zeroed: what a driver leaves alone is no old memory
-        with IoVector((data,), writable=True) as vector:
-            self._transfer("read", vector, offset, 0, context)
-        return bytes(data)
+        return aligned_view(length, self._alignment)
 
     def pread_into(
         self, buffer: WriteableBuffer, offset: int, *, context: AioContext | str | None = None
@@ -168,13 +174,66 @@ class BlockIO:
         with IoVector(buffers, writable=False) as vector:
             return self._transfer("write", vector, offset, lib.ENGINE_FUA if fua else 0, context)
 
+    def read_many(
+        self,
+        buffer: WriteableBuffer,
+        offsets: Iterable[int] | ReadableBuffer,
+        length: int,
+        context: AioContext | str | None = None,
+        iodepth: int = 64,
+        *,
+        errors: str = "raise",
+        out: Any = None,
+    ) -> Any:
+        """Reads `length` bytes at each of `offsets` into `buffer`, one after another, natively.
+
+        offsets: integers; an array of 64-bit ones (NumPy's default) is read where it lies. iodepth: parts in
+        flight, 1 to 1024. Returns an array of int64, one for each offset: a NumPy array where the offsets
+        were one, else an `array.array`; or `out`, if given. errors: "raise" begins nothing more after the
+        first failure and raises it; "return" tries all, and failures are -errno in the result.
+        """
+        with Vector("read", buffer, offsets, length, iodepth=iodepth, errors=errors, out=out) as vector:
+            return self._many("read", vector, context)
+
+    def write_many(
+        self,
+        buffer: ReadableBuffer,
+        offsets: Iterable[int] | ReadableBuffer,
+        length: int,
+        context: AioContext | str | None = None,
+        iodepth: int = 64,
+        *,
+        fua: bool = False,
+        errors: str = "raise",
+        out: Any = None,
+    ) -> Any:
+        """Writes `length` bytes of `buffer` at each of `offsets`: see `read_many`.
+
+        Parts that overlap may be written in any order. fua: each is durable before it counts as done.
+        """
+        flags = lib.ENGINE_FUA if fua else 0
+        with Vector(
+            "write", buffer, offsets, length, iodepth=iodepth, errors=errors, out=out, flags=flags
+        ) as vector:
+            return self._many("write", vector, context)
+
+    def _many(self, operation: str, vector: Vector, context: AioContext | str | None) -> Any:
+        user, error = self._user(operation == "write"), struct("engine_error")
+        target = self._engine._context_handle(context)
+        for start in range(0, vector.count, _PARTS_AT_A_TIME):
+            part = vector.part(start, min(_PARTS_AT_A_TIME, vector.count - start))
+            with target.in_use() if target else nullcontext(), user.in_use():
+                result = lib.engine_user_many(user.check(), target.check() if target else NULL, part, error)
+            check(result, error, f"{operation} many", user.label)
+        return vector.outcome()
+
     def flush(self, *, context: AioContext | str | None = None) -> None:
         """Writes that have completed are durable when it returns."""
         self._request("flush", 0, 0, 0, context)
 
     def discard(self, length: int, offset: int, *, context: AioContext | str | None = None) -> None:
         """Says that a range is not needed any more; its content is undefined afterwards."""
-        length, offset = _range(length, offset)
+        length, offset = checked_range(length, offset)
         self._request("discard", offset, length, 0, context)
 
     def write_zeroes(
@@ -191,10 +250,8 @@ class BlockIO:
 
         may_unmap: space may be given back. no_fallback: Unsupported rather than writing a buffer of zeroes.
         """
-        length, offset = _range(length, offset)
-        flags = lib.ENGINE_MAY_UNMAP if may_unmap else 0
-        flags |= lib.ENGINE_NO_FALLBACK if no_fallback else 0
-        flags |= lib.ENGINE_FUA if fua else 0
+        length, offset = checked_range(length, offset)
+        flags = zeroes_flags(may_unmap, no_fallback, fua)
         self._request("write_zeroes", offset, length, flags, context)
 
     def resize(self, size: int, *, context: AioContext | str | None = None) -> None:
@@ -208,14 +265,18 @@ class BlockIO:
 
         Lazy: asks as it goes, 128 extents at a time. What changes meanwhile may be seen or not.
         """
+        start, end = self._extent_range(offset, length)
+        return self._extents(start, end, context)
+
+    def _extent_range(self, offset: int, length: int | None) -> tuple[int, int]:
         offset = integer(offset, "offset")
         if length is None:
             length = max(0, self.size - offset)
-        length, offset = _range(length, offset)
-        return self._extents(offset, offset + length, context)
+        length, offset = checked_range(length, offset)
+        return offset, offset + length
 
     def _extents(self, offset: int, end: int, context: AioContext | str | None) -> Iterator[Extent]:
-        extents = ffi.new("engine_extent[]", _EXTENTS_AT_A_TIME)
+        extents = ffi.new("engine_extent[]", EXTENTS_AT_A_TIME)
         user, error = self._user(writing=False), struct("engine_error")
         target = self._engine._context_handle(context)
         while offset < end:
@@ -227,7 +288,7 @@ class BlockIO:
                         offset,
                         end - offset,
                         extents,
-                        _EXTENTS_AT_A_TIME,
+                        EXTENTS_AT_A_TIME,
                         error,
                     ),
                     error,
@@ -236,21 +297,13 @@ class BlockIO:
                 )
             if count == 0:
                 return
-            for native in extents[0:count]:
-                flags = native.flags
-                yield Extent(
-                    native.offset,
-                    native.length,
-                    bool(flags & lib.ENGINE_EXTENT_DATA),
-                    bool(flags & lib.ENGINE_EXTENT_ZERO),
-                    bool(flags & lib.ENGINE_EXTENT_UNWRITTEN),
-                )
+            yield from extents_of(extents, count)
             offset = extents[count - 1].offset + extents[count - 1].length
 
     def _transfer(
         self, operation: str, vector: IoVector, offset: int, flags: int, context: AioContext | str | None
     ) -> int:
-        _, offset = _range(vector.nbytes, offset)
+        _, offset = checked_range(vector.nbytes, offset)
         return self._request(operation, offset, vector.nbytes, flags, context, vector)
 
     def _request(
@@ -262,7 +315,7 @@ class BlockIO:
         context: AioContext | str | None,
         vector: IoVector | None = None,
     ) -> int:
-        user, error = self._user(operation not in _HARMLESS), struct("engine_error")
+        user, error = self._user(operation not in HARMLESS), struct("engine_error")
         target = self._engine._context_handle(context)
         array, count = (NULL, 0) if vector is None else (vector.array, vector.count)
         with target.in_use() if target else nullcontext(), user.in_use():
@@ -290,7 +343,29 @@ def _timeout_ns(timeout: float | str) -> int:
     return integer(max(nanoseconds, 1) if nanoseconds >= 0 else nanoseconds, "timeout", 1)
 
 
-def _range(length: int, offset: int) -> tuple[int, int]:
+def zeroes_flags(may_unmap: bool, no_fallback: bool, fua: bool) -> int:
+    flags = lib.ENGINE_MAY_UNMAP if may_unmap else 0
+    flags |= lib.ENGINE_NO_FALLBACK if no_fallback else 0
+    return int(flags | (lib.ENGINE_FUA if fua else 0))
+
+
+def extents_of(native: Any, count: int) -> list[Extent]:
+    """The first `count` of an array of `engine_extent`."""
+    return [
+        Extent(
+            each.offset,
+            each.length,
+            bool(each.flags & lib.ENGINE_EXTENT_DATA),
+            bool(each.flags & lib.ENGINE_EXTENT_ZERO),
+            bool(each.flags & lib.ENGINE_EXTENT_UNWRITTEN),
+        )
+        for each in native[0:count]
+    ]
+
+
+def checked_range(length: int, offset: int) -> tuple[int, int]:
+    if type(length) is type(offset) is int and length >= 0 and 0 <= offset <= MAX_BYTES - length:
+        return length, offset
     length = integer(length, "length")
     offset = integer(offset, "offset")
     if offset > MAX_BYTES - length:
@@ -362,6 +437,7 @@ class BlockNode(BlockIO, Closeable):
                 lib.engine_user_close,
                 label,
                 parent,
+                settle=settle_user,
             )
 
     @property
@@ -397,6 +473,11 @@ class BlockNode(BlockIO, Closeable):
                 lib.engine_node_get_stats(self._live(), native, stats), None, "get stats", self._handle.label
             )
         return record_of(NodeStats, stats, op=op_stats(stats.op))
+
+    @property
+    def locks(self) -> NodeLocks:
+        """Its locks: `node.locks.edges.wait_ns.p99`. One that its driver lacks was never taken."""
+        return NodeLocks.among(self._engine.locks(), self._name)
 
     def child(self, role: str) -> BlockNode:
         """The node below, by its role ("file"). InvalidArgument, naming the roles, where there is none.

@@ -47,6 +47,24 @@ class LockInfo:
     hold_ns: Histogram
 
 
+@dataclass(frozen=True, slots=True)
+class NodeLocks:
+    """The locks of one node, by rank."""
+
+    edges: LockInfo  # children, parents, permissions
+    meta: LockInfo  # a format's tables
+    reqs: LockInfo  # requests that must not overlap
+
+    @classmethod
+    def among(cls, locks: list[LockInfo], owner: str) -> NodeLocks:
+        """Those of one owner, out of all of an engine's."""
+        own = {info.lock: info for info in locks if info.owner == owner}
+        names = [field.name for field in fields(cls)]
+        for rank, name in enumerate(names, start=1):
+            own.setdefault(name, LockInfo(owner, name, rank, 0, 0, Histogram(), Histogram()))
+        return cls(**{name: own[name] for name in names})
+
+
 def record_of(cls: type[Record], native: Any, **given: Any) -> Record:
     """A dataclass whose fields are named as those of a native struct; `given` are those that differ."""
     names = (field.name for field in fields(cls))  # type: ignore[arg-type]

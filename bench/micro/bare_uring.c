@@ -2,7 +2,8 @@
  * of the engine is in it: no graph, no statistics, no time stamps. One thread, no locks. Prints one JSON
  * object.
  *
- * usage: bare_uring FILE DEPTH COUNT CPU SEED [direct]      4 KiB reads; CPU -1: not pinned */
+ * usage: bare_uring FILE DEPTH COUNT CPU SEED [direct] [spread=N]      4 KiB reads; CPU -1: not pinned;
+ * spread: they go to N buffers in turn, not to one for each slot */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -23,6 +24,8 @@ struct loop {
     int fd;
     unsigned depth;
     char* buffers;
+    uint64_t buffer_count; /* more than depth: used in turn */
+    uint64_t next_buffer;
     uint64_t blocks;
     uint64_t random;
 };
@@ -49,7 +52,12 @@ static uint64_t next_offset(struct loop* loop) {
 
 static void prepare(struct loop* loop, uint64_t slot) {
     struct io_uring_sqe* sqe = io_uring_get_sqe(&loop->ring);
-    io_uring_prep_read(sqe, loop->fd, loop->buffers + slot * BLOCK_BYTES, BLOCK_BYTES, next_offset(loop));
+    uint64_t buffer = slot;
+    if (loop->buffer_count > loop->depth) {
+        buffer = loop->next_buffer;
+        loop->next_buffer = buffer + 1 == loop->buffer_count ? 0 : buffer + 1;
+    }
+    io_uring_prep_read(sqe, loop->fd, loop->buffers + buffer * BLOCK_BYTES, BLOCK_BYTES, next_offset(loop));
     io_uring_sqe_set_data64(sqe, slot);
 }
 
@@ -59,10 +67,9 @@ static void open_file(struct loop* loop, const char* path, int direct) {
     if (loop->fd < 0 || fstat(loop->fd, &st) != 0) fail(path, errno);
     loop->blocks = (uint64_t)st.st_size / BLOCK_BYTES;
     if (loop->blocks == 0) fail(path, EINVAL);
-    if (posix_memalign((void**)&loop->buffers, BLOCK_BYTES, (size_t)loop->depth * BLOCK_BYTES) != 0) {
-        fail("buffers", ENOMEM);
-    }
-    memset(loop->buffers, 1, (size_t)loop->depth * BLOCK_BYTES);
+    size_t bytes = (size_t)loop->buffer_count * BLOCK_BYTES;
+    if (posix_memalign((void**)&loop->buffers, BLOCK_BYTES, bytes) != 0) fail("buffers", ENOMEM);
+    memset(loop->buffers, 1, bytes);
 }
 
 /* Returns the number of io_uring_enter calls. */
@@ -90,11 +97,23 @@ static uint64_t drive(struct loop* loop, uint64_t count) {
 }
 
 int main(int argc, char** argv) {
-    if (argc < 6 || argc > 7 || (argc == 7 && strcmp(argv[6], "direct") != 0)) {
-        fprintf(stderr, "usage: bare_uring FILE DEPTH COUNT CPU SEED [direct]\n");
+    struct loop loop = {.depth = argc < 6 ? 0 : (unsigned)atoi(argv[2])};
+    loop.buffer_count = loop.depth;
+    int direct = 0, wrong = argc < 6;
+    for (int i = 6; i < argc; i++) {
+        if (strcmp(argv[i], "direct") == 0) {
+            direct = 1;
+        } else if (strncmp(argv[i], "spread=", 7) == 0) {
+            uint64_t spread = strtoull(argv[i] + 7, NULL, 10);
+            if (spread > loop.depth) loop.buffer_count = spread;
+        } else {
+            wrong = 1;
+        }
+    }
+    if (wrong) {
+        fprintf(stderr, "usage: bare_uring FILE DEPTH COUNT CPU SEED [direct] [spread=N]\n");
         return 2;
     }
-    struct loop loop = {.depth = (unsigned)atoi(argv[2])};
     uint64_t count = strtoull(argv[3], NULL, 10);
     int cpu = atoi(argv[4]);
     loop.random = strtoull(argv[5], NULL, 10);
@@ -105,7 +124,7 @@ int main(int argc, char** argv) {
         CPU_SET(cpu, &set);
         if (sched_setaffinity(0, sizeof set, &set) != 0) fail("CPU", errno);
     }
-    open_file(&loop, argv[1], argc == 7);
+    open_file(&loop, argv[1], direct);
     int result =
         io_uring_queue_init(loop.depth, &loop.ring, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
     if (result < 0) fail("io_uring_setup", -result);

@@ -237,3 +237,8 @@ def python_micro(name: str, program: str, *arguments: str, path: str) -> Side:
     command = (sys.executable, str(MICRO / f"{program}.py"), *arguments)
     version = f"bench/micro/{program}.py, Python {sys.version.split()[0]}, {engine_version()}"
     return Side(name, version, (command,), micro_output, (*command, "prepare"), path)
+
+
+def python_reads(name: str, way: str, target: str, count: int, *cpu: str, path: str = "") -> Side:
+    """bench/micro/python_reads.py: reads from Python, one way or another."""
+    return python_micro(name, "python_reads", way, target, str(count), *cpu, path=path)

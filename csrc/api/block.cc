@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "api/handles.hh"
+#include "block/entry.hh"
 #include "filters/throttle.hh"
 
 using namespace engine;
@@ -184,11 +185,7 @@ struct Call : block::Request {
     // On the home thread, while the channel that it ended on is still there: a failure that nobody has told
     // of.
     void tell() noexcept {
-        if (result >= 0 || error == nullptr || error->kind != ENGINE_ERROR_NONE) return;
-        const char* name = channel->node->control->name.c_str();
-        base::fail_os(error, static_cast<int>(-result),
-                      {.node = name, .operation = op_name(op), .offset = offset, .request_id = id},
-                      "node %s: %s of %lu bytes at offset %lu failed", name, op_name(op), length, offset);
+        if (result < 0) block::describe_failure(error, *this, static_cast<int>(-result));
     }
 };
 
@@ -198,15 +195,8 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
     int result = engine.check(error, op_name(call->op));
     if (result != 0) return result;
     aio::AioContext* context = on == nullptr ? engine.main() : unwrap(on);
-    if (!context->hold()) {
-        return base::fail(error, ENGINE_ERROR_CLOSED, ESHUTDOWN, {.operation = op_name(call->op)},
-                          "context %s is closed", context->name().c_str());
-    }
-    result = block::open_port(user, context, &call->port, error);
-    if (result != 0) {
-        context->let_go();
-        return result;
-    }
+    result = block::begin_use(engine, user, context, op_name(call->op), &call->port, error);
+    if (result != 0) return result;
     base::clear(error);
     call->error = error;
     call->complete = [](block::Request* request) {
@@ -218,7 +208,6 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
         auto* self = static_cast<Call*>(message);
         block::submit(*self->port, self);
     };
-    user->references.fetch_add_acq_rel(1);
     if (call->op == Op::resize) {
         result = block::resize_node(user, context, call->offset, quiesce_timeout_ns, error);
         call->result = result;
@@ -226,8 +215,7 @@ int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_
         result = context->send(call);
         if (result == 0) call->done.wait();
     }
-    user->references.fetch_sub_acq_rel(1);
-    context->let_go();
+    block::end_use(user, context);
     if (result == 0 && call->result >= 0) {
         base::clear(error);  // a way that was tried first may have failed
         return call->result;
@@ -250,10 +238,7 @@ int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t 
     if (op > ENGINE_OP_RESIZE) {
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "op"}, "unknown operation %u", op);
     }
-    if ((flags & ~uint32_t{ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK}) != 0) {
-        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "flags"}, "unknown flags 0x%x",
-                          flags);
-    }
+    if (int result = block::check_entry(op, flags, iov, iov_count, bytes, error); result != 0) return result;
     Call call;
     call.op = static_cast<Op>(op);
     call.flags = static_cast<uint8_t>(flags);
@@ -261,15 +246,6 @@ int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t 
     call.length = bytes;
     bool data = call.op == Op::read || call.op == Op::write;
     if (data) {
-        uint64_t sum = 0;
-        for (uint32_t i = 0; i < iov_count; i++) {
-            if (__builtin_add_overflow(sum, iov[i].length, &sum)) sum = UINT64_MAX;
-        }
-        if (sum != bytes || iov_count > 1024) {
-            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "iov"},
-                              "%u buffers hold %lu bytes, %lu were asked for (at most 1024 buffers)",
-                              iov_count, sum, bytes);
-        }
         call.iov = reinterpret_cast<const iovec*>(iov);
         call.iov_count = iov_count;
     }

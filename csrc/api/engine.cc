@@ -195,6 +195,10 @@ int engine_close(engine_t* handle, engine_error* error) {
             result = context->adopt(error);
             if (result != 0) return result;
         }
+        if (uint32_t queues = engine->completion_queues.load_acquire(); queues != 0) {
+            return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, {.operation = "close engine"},
+                              "%u completion queues are open: close them first", queues);
+        }
         // Nodes in use keep the engine open: closing under their users would be worse than saying so.
         for (bool progress = true; progress && !engine->nodes.empty();) {
             progress = false;

@@ -2,8 +2,8 @@
 // crashes, nothing leaks (the address sanitizer looks), the error says so, and a second try works.
 #include <new>
 
+#include "async_queue.hh"
 #include "base/alloc.hh"
-#include "embedder.hh"
 
 #if defined(__clang__)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
@@ -324,6 +324,48 @@ TEST(a_workload_runs_or_not) {
         CHECK_EQ(engine_context_close(config.context, &error), 0);  // nothing holds it
     };
     fail_each(piece);
+    Error error;
+    CHECK_EQ(engine_user_close(user, &error), 0);
+}
+
+// Arrays, vectors and their queue: what was accepted completes, what was refused holds nothing.
+TEST(asynchronous_requests_are_submitted_or_not) {
+    Engine engine;
+    engine_node_t* node = engine.open({{"driver", "null"}});
+    engine_user_t* user = Engine::user(node, "test");
+    std::vector<engine_request> requests;
+    for (uint64_t i = 0; i < 40; i++) {
+        requests.push_back(embedder::request_of(ENGINE_OP_READ, i, buffer, 0, 512));
+    }
+    std::vector<uint64_t> offsets(8, 0);
+    std::vector<int64_t> results;
+    engine_many many = embedder::many_of(ENGINE_OP_READ, buffer, offsets, 512, results);
+    fail_each([&](Shortage& shortage) {
+        engine_context_t* context = engine.context("io0");
+        engine_cq_t* queue = nullptr;
+        Error error;
+        shortage.begin();
+        int made = engine_cq_create(engine, &queue, &error);
+        int array = made != 0 ? -ENOMEM
+                              : engine_submit(queue, user, context, requests.data(), requests.size(), &error);
+        int vector = made != 0 ? -ENOMEM : engine_submit_many(queue, user, context, &many, 100, &error);
+        int64_t waited = engine_user_many(user, context, &many, &error);
+        shortage.end();
+        for (int result : {made, array, vector}) {
+            CHECK(result == 0 || (result == -ENOMEM && shortage.struck));
+        }
+        judge(waited, error, shortage);
+        if (made == 0) {
+            CHECK_EQ(engine_cq_wait(queue, nullptr, nullptr, UINT64_MAX, &error), 0);
+            engine_completion out[64];
+            int64_t expected = (array == 0 ? 40 : 0) + (vector == 0 ? 1 : 0);
+            int64_t drained = 0;
+            CHECK(eventually([&] { return (drained += engine_cq_drain(queue, out, 64)) >= expected; }));
+            CHECK_EQ(drained, expected);
+            CHECK_EQ(engine_cq_close(queue, &error), 0);
+        }
+        CHECK_EQ(engine_context_close(context, &error), 0);  // nothing holds it
+    });
     Error error;
     CHECK_EQ(engine_user_close(user, &error), 0);
 }

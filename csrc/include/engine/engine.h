@@ -3,6 +3,7 @@
 #define ENGINE_ENGINE_H
 
 #include <engine/aio.h>
+#include <engine/async.h>
 #include <engine/base.h>
 #include <engine/block.h>
 #include <engine/external.h>
