@@ -16,6 +16,7 @@
 #include "aio/context.hh"
 #include "base/clock.hh"
 #include "base/error.hh"
+#include "base/log.hh"
 
 namespace engine::aio {
 
@@ -128,11 +129,15 @@ void name_stalled() noexcept {
     registry().loops.for_each([&](CallerLoop* loop) {
         uint64_t since_ns = loop->driven_ns.get();
         if (now_ns < since_ns + limit_ns || !loop->context_->has_messages()) return;
-        fprintf(stderr,
-                "engine: context %s has left its messages alone for %.1f s, and a blocking call waits: its "
-                "caller must go on calling run_once (thread %d)\n",
-                loop->context_->name().c_str(), static_cast<double>(now_ns - since_ns) / 1e9,
-                loop->driver_tid.load_relaxed());
+        char text[256];
+        snprintf(
+            text, sizeof text,
+            "context %s has left its messages alone for %.1f s, and a blocking call waits: its caller must "
+            "go on calling run_once (thread %d)",
+            loop->context_->name().c_str(), static_cast<double>(now_ns - since_ns) / 1e9,
+            loop->driver_tid.load_relaxed());
+        // To somebody in any case: a program that hangs in silence is worse than a line on standard error.
+        if (!base::log(ENGINE_LOG_WARNING, "%s", text)) fprintf(stderr, "engine: %s\n", text);
     });
 }
 

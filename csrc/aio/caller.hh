@@ -16,8 +16,8 @@ namespace engine::aio {
 
 class AioContext;
 
-// A context whose caller has stopped driving is named on standard error, by a blocking call that has waited
-// for so long. Tests shorten it.
+// A context whose caller has stopped driving is named in the log, or on standard error where nobody listens
+// to it, by a blocking call that has waited for so long. Tests shorten it.
 extern base::Atomic<uint64_t> stall_limit_ns;
 // Names them all. Any foreign thread.
 void name_stalled() noexcept;

@@ -95,8 +95,8 @@ engine_log_record pop(LogState& state) noexcept {
 
 }  // namespace
 
-void log(engine_log_level level, const char* format, ...) noexcept {
-    if (!listened.load_acquire()) return;
+bool log(engine_log_level level, const char* format, ...) noexcept {
+    if (!listened.load_acquire()) return false;
     engine_log_record record{
         .size = sizeof record, .level = level, .time_ns = wall_clock_ns(), .message = {}};
     va_list args;
@@ -108,6 +108,7 @@ void log(engine_log_level level, const char* format, ...) noexcept {
     std::lock_guard guard(state.mutex);
     if (state.hook != nullptr) state.hook(&record, state.opaque);
     if (state.opened != 0) append(state, record);
+    return state.hook != nullptr || state.opened != 0;
 }
 
 }  // namespace engine::base

@@ -6,6 +6,7 @@
 
 namespace engine::base {
 
-void log(engine_log_level level, const char* format, ...) noexcept __attribute__((format(printf, 2, 3)));
+// False: nobody listens, and it went nowhere.
+bool log(engine_log_level level, const char* format, ...) noexcept __attribute__((format(printf, 2, 3)));
 
 }  // namespace engine::base
