@@ -187,6 +187,7 @@ TEST(seeds_choose_between_contexts_and_between_completions) {
             int number;
         } ops[3];
         std::vector<int> done_order;
+        engine.simulator.files().latency_min_ns = engine.simulator.files().latency_max_ns = 1000;
         CHECK_EQ(engine.context(1).call_and_wait([&] {
             for (int i = 0; i < 3; i++) {
                 Op& op = ops[i];
