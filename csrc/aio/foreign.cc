@@ -84,6 +84,11 @@ int ForeignFdHandler::create(AioContext& context, int fd, Function on_read, Func
     self->handler_.released = [](FdHandler* handler) { delete static_cast<Owned*>(handler)->owner; };
     int added = 0;
     auto add = [&] {
+        // Of a context that is closing nothing may be watched: it would point to a handler that others free.
+        if (context.winding_up()) {
+            added = -ESHUTDOWN;
+            return;
+        }
         added = context.backend().add_fd(&self->handler_);
         if (added == 0 && poll != nullptr) context.add_poller(self);
     };

@@ -571,6 +571,41 @@ TEST(a_handler_outlives_its_context) {
     }
 }
 
+// One that schedules itself runs once more when its context takes no messages: what it would add then is
+// refused.
+TEST(a_closing_context_watches_nothing_new) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        struct Last {
+            engine_context_t* context;
+            engine_bh_t* bh = nullptr;
+            int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+            int made = 0;
+            int scheduled = 0;
+            std::atomic<unsigned> runs{0};
+            static void run(void* opaque) {
+                auto* self = static_cast<Last*>(opaque);
+                engine_fd_handler_t* handler = nullptr;
+                Error error;
+                self->made = engine_fd_handler_new(
+                    self->context, self->fd, [](void*) {}, nullptr, nullptr, self, &handler, &error);
+                if (self->made == 0) engine_fd_handler_delete(handler);
+                self->scheduled = engine_bh_schedule(self->bh);
+                self->runs.fetch_add(1);
+            }
+        } last{engine.context("io0", backend)};
+        last.bh = engine_bh_new(last.context, Last::run, &last);
+        CHECK_EQ(engine_bh_schedule(last.bh), 0);
+        REQUIRE(eventually([&] { return last.runs >= 10; }));
+        Error error;
+        CHECK_EQ(engine_context_close(last.context, &error), 0);
+        CHECK_EQ(last.scheduled, -ESHUTDOWN);  // it was the last run
+        CHECK_EQ(last.made, -ESHUTDOWN);
+        engine_bh_delete(last.bh);
+        close(last.fd);
+    }
+}
+
 TEST(what_cannot_be_watched_is_refused) {
     for (uint32_t backend : both_backends) {
         Engine engine;
