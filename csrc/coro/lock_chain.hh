@@ -3,7 +3,8 @@
 // executor. Home thread only; no lock. A release build keeps nothing but the executor.
 //
 //   good: Task<int> relink(LockChain& chain, Node& node) { Mutex::Guard g = co_await node.edges.lock(chain);
-//   … bad:  two branches that run side by side, of one chain: make each its own, LockChain branch(chain)
+//   … bad:  two branches that run side by side, of one chain: make each its own, LockChain
+//   branch(LockChain::BranchOf{chain})
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,12 @@ class LockChain {
   public:
     explicit LockChain(Executor& executor) noexcept : executor_(&executor) {}
     // Of a branch that the parent awaits: what the parent holds, it holds.
-    explicit LockChain(LockChain& parent) noexcept : executor_(parent.executor_) { set_parent(parent); }
+    struct BranchOf {
+        LockChain& parent;
+    };
+    explicit LockChain(BranchOf branch) noexcept : executor_(branch.parent.executor_) {
+        set_parent(branch.parent);
+    }
     LockChain(const LockChain&) = delete;
     LockChain& operator=(const LockChain&) = delete;
 

@@ -152,7 +152,7 @@ TEST(a_branch_answers_for_what_its_parent_holds) {
         Nodes n;
         LockChain chain(n.executor);
         RwLock::SharedGuard m = n.meta1.try_lock_shared(chain, n.slot1);
-        LockChain branch(chain);
+        LockChain branch(LockChain::BranchOf{chain});
         Mutex::Guard e = n.edges2.try_lock(branch);
     });
 }
@@ -162,7 +162,7 @@ TEST(meta_across_a_wait_aborts) {
         Nodes n;
         LockChain chain(n.executor);
         RwLock::SharedGuard m = n.meta2.try_lock_shared(chain, n.slot2);
-        LockChain branch(chain);
+        LockChain branch(LockChain::BranchOf{chain});
         branch.check_may_await("read of the L2 table");
     });
     Nodes n;
