@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import engine
-from engine._bindings import NULL, integer
+from engine._bindings import NULL
 from engine._buffers import IoVector, exported
 from engine._loop import LoopQueue, LoopQueues, let_go
 from engine._native import ffi, lib
+from engine._off_loop import Closeable, Copy, VirtioBlk, VirtQueue, Workload, off_loop
 from engine._vectors import Vector
 from engine.errors import Closed
 from engine.node import EXTENTS_AT_A_TIME, HARMLESS, checked_range, extents_of, zeroes_flags
@@ -31,61 +32,21 @@ if TYPE_CHECKING:
 
     from engine import (
         AioContext,
+        BlockDriver,
         Buffer,
         Extent,
         LockInfo,
         NodeInfo,
         NodeStats,
-        QueueStats,
-        WorkloadResult,
+        PauseStats,
     )
     from engine.core import Source
     from engine.stats import NodeLocks
 
-__all__ = ["BlockNode", "BlockUser", "Engine", "VirtQueue", "VirtioBlk", "Workload"]
+__all__ = ["BlockNode", "BlockUser", "Copy", "Engine", "VirtQueue", "VirtioBlk", "Workload"]
 
 T = TypeVar("T")
 Place: TypeAlias = "AioContext | str | None"  # where a request runs; None: main
-
-
-async def _off_loop(work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
-    """Runs what blocks in the executor. Cancelled, it is undone once it is there: nobody waits."""
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        if undo is not None:
-            future.add_done_callback(lambda done: _undo(loop, done, undo))
-        raise
-
-
-def _undo(loop: asyncio.AbstractEventLoop, done: asyncio.Future[T], undo: Callable[[T], object]) -> None:
-    if not done.cancelled() and done.exception() is None:
-        result = done.result()
-        loop.run_in_executor(None, lambda: undo(result))
-
-
-class _Closeable:
-    """In front of a blocking object that closes."""
-
-    blocking: Any
-
-    @property
-    def closed(self) -> bool:
-        return bool(self.blocking.closed)
-
-    async def close(self) -> None:
-        """Waits for what is in flight and closes, off the loop; idempotent. Conflict while others use it."""
-        await _off_loop(self.blocking.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 class _Kept:
@@ -100,7 +61,7 @@ class _Kept:
         pass
 
 
-class BlockIO(_Closeable):
+class BlockIO(Closeable):
     """Reading and writing, which nodes and users have in common: `engine.node.BlockIO`, awaitable."""
 
     blocking: engine.BlockNode | engine.BlockUser
@@ -236,8 +197,11 @@ class BlockIO(_Closeable):
         await self._perform("write_zeroes", (offset, length, NULL, NULL, 0, flags), _NOTHING, context, _none)
 
     async def resize(self, size: int, *, context: Place = None) -> None:
-        """Sets the size in bytes; what is added reads as zeroes. Needs the permission `resize`."""
-        await self._perform("resize", (integer(size, "size"), 0), _NOTHING, context, _none)
+        """Sets the size in bytes; what is added reads as zeroes. Needs the permission `resize`.
+
+        In the executor: it waits until nothing is inside the node.
+        """
+        await off_loop(lambda: self.blocking.resize(size, context=context))
 
     async def read_many(
         self,
@@ -354,6 +318,22 @@ class BlockNode(BlockIO):
         """The node below, by its role ("file")."""
         return BlockNode(self.blocking.child(role), self._queues)
 
+    async def insert_filter(
+        self, driver: str, /, *, timeout: float | str = 30.0, **options: Any
+    ) -> BlockNode:
+        """Opens a filter above this node: see `engine.BlockNode.insert_filter`. `close()` takes it out."""
+        below = self.blocking
+        node = await off_loop(lambda: below.insert_filter(driver, timeout=timeout, **options), _close)
+        return BlockNode(node, self._queues)
+
+    async def replace_with(self, other: BlockNode, *, timeout: float | str = 30.0) -> None:
+        """All users of this node use another from then on: see `engine.BlockNode.replace_with`."""
+        await off_loop(lambda: self.blocking.replace_with(other.blocking, timeout=timeout))
+
+    def set_throttle(self, **limits: int | str) -> None:
+        """New limits for a throttle node: see `engine.BlockNode.set_throttle`."""
+        self.blocking.set_throttle(**limits)
+
     async def user(
         self,
         name: str,
@@ -361,7 +341,7 @@ class BlockNode(BlockIO):
         shared: str | Iterable[str] = "all",
     ) -> BlockUser:
         """A user of its own: what it does, and what it lets others do."""
-        user = await _off_loop(lambda: self.blocking.user(name, permissions, shared), _close)
+        user = await off_loop(lambda: self.blocking.user(name, permissions, shared), _close)
         return BlockUser(user, self)
 
     def __repr__(self) -> str:
@@ -386,6 +366,10 @@ class BlockUser(BlockIO):
     def node(self) -> BlockNode:
         return self._node
 
+    def pauses(self) -> PauseStats:
+        """How often its requests were held back by a change of the graph, and for how long."""
+        return self.blocking.pauses()
+
     @property
     def size(self) -> int:
         """Of the node, in bytes."""
@@ -393,86 +377,6 @@ class BlockUser(BlockIO):
 
     def __repr__(self) -> str:
         return f"<aio.BlockUser {self.name!r}{' closed' if self.closed else ''}>"
-
-
-class VirtQueue:
-    """One virtqueue of a disk: see `engine.VirtQueue`. Its requests wait in the loop's executor."""
-
-    def __init__(self, queue: engine.VirtQueue, disk: VirtioBlk) -> None:
-        self.blocking = queue
-        self._disk = disk
-
-    @property
-    def disk(self) -> VirtioBlk:
-        return self._disk
-
-    @property
-    def index(self) -> int:
-        return self.blocking.index
-
-    @property
-    def context(self) -> AioContext:
-        return self.blocking.context
-
-    async def pread(self, length: int, offset: int) -> bytes:
-        return await _off_loop(lambda: self.blocking.pread(length, offset))
-
-    async def pread_into(self, buffer: WriteableBuffer, offset: int) -> int:
-        return await _off_loop(lambda: self.blocking.pread_into(buffer, offset))
-
-    async def pwrite(self, data: ReadableBuffer, offset: int, fua: bool = False) -> int:
-        return await _off_loop(lambda: self.blocking.pwrite(data, offset, fua))
-
-    async def flush(self) -> None:
-        await _off_loop(self.blocking.flush)
-
-    async def discard(self, length: int, offset: int) -> None:
-        await _off_loop(lambda: self.blocking.discard(length, offset))
-
-    async def write_zeroes(self, length: int, offset: int, may_unmap: bool = False) -> None:
-        await _off_loop(lambda: self.blocking.write_zeroes(length, offset, may_unmap))
-
-    async def get_id(self) -> bytes:
-        return await _off_loop(self.blocking.get_id)
-
-    def stats(self) -> QueueStats:
-        return self.blocking.stats()
-
-
-class VirtioBlk(_Closeable):
-    """A virtio-blk device on a node: see `engine.VirtioBlk`."""
-
-    def __init__(self, disk: engine.VirtioBlk, node: BlockNode) -> None:
-        self.blocking: engine.VirtioBlk = disk
-        self._node = node
-
-    @property
-    def node(self) -> BlockNode:
-        return self._node
-
-    @property
-    def queues(self) -> list[VirtQueue]:
-        return [VirtQueue(queue, self) for queue in self.blocking.queues]
-
-
-class Workload(_Closeable):
-    """A stream of requests: see `engine.Workload`."""
-
-    def __init__(self, workload: engine.Workload) -> None:
-        self.blocking: engine.Workload = workload
-
-    async def start(self) -> None:
-        await _off_loop(self.blocking.start)
-
-    async def wait(self, timeout: float | None = None) -> bool:
-        """Waits in the executor. Cancelling stops the waiting, not the workload."""
-        return await _off_loop(lambda: self.blocking.wait(timeout))
-
-    async def stop(self) -> None:
-        await _off_loop(self.blocking.stop)
-
-    def result(self) -> WorkloadResult:
-        return self.blocking.result()
 
 
 class Engine:
@@ -508,7 +412,7 @@ class Engine:
 
     async def _started(self) -> Self:
         if self._blocking is None:
-            made = await _off_loop(self._make, _close)
+            made = await off_loop(self._make, _close)
             self._blocking, self._queues = made, LoopQueues(made._handle)
         return self
 
@@ -539,8 +443,31 @@ class Engine:
     async def open(self, source: Source = None, /, **options: Any) -> BlockNode:
         """Opens a block node, off the loop: see `engine.Engine.open`."""
         it = self.blocking
-        node = await _off_loop(lambda: it.open(source, **options), _close)
+        node = await off_loop(lambda: it.open(source, **options), _close)
         return self._node(node)
+
+    async def open_driver(
+        self,
+        driver: BlockDriver,
+        node_name: str | None = None,
+        file: BlockNode | engine.BlockNode | str | Mapping[str, Any] | None = None,
+        workers: int = 1,
+        timeout: float | str = "60s",
+        **options: Any,
+    ) -> BlockNode:
+        """A node whose driver is an object in Python: see `engine.Engine.open_driver`."""
+        it = self.blocking
+        below = file.blocking if isinstance(file, BlockNode) else file
+        return self._node(
+            await off_loop(
+                lambda: it.open_driver(driver, node_name, below, workers, timeout, **options), _close
+            )
+        )
+
+    async def copy(self, source: BlockNode, target: BlockNode, **options: Any) -> Copy:
+        """A copy from node to node: see `engine.Engine.copy`."""
+        it = self.blocking
+        return Copy(await off_loop(lambda: it.copy(source.blocking, target.blocking, **options), _close))
 
     def _node(self, node: engine.BlockNode) -> BlockNode:
         assert self._queues is not None  # there is a node, so it was started
@@ -569,10 +496,11 @@ class Engine:
         *,
         sched_policy: str = "other",
         sched_priority: int = 0,
+        caller_driven: bool = False,
     ) -> AioContext:
         """Starts an event loop on a thread of its own: see `engine.Engine.add_context`."""
         it = self.blocking
-        return await _off_loop(
+        return await off_loop(
             lambda: it.add_context(
                 name,
                 cpus,
@@ -581,6 +509,7 @@ class Engine:
                 queue_depth,
                 sched_policy=sched_policy,
                 sched_priority=sched_priority,
+                caller_driven=caller_driven,
             ),
             _close,
         )
@@ -590,13 +519,13 @@ class Engine:
     ) -> VirtioBlk:
         """A virtio-blk device on a node: see `engine.Engine.virtio_blk`."""
         it = self.blocking
-        made = await _off_loop(lambda: it.virtio_blk(node.blocking, queues, **options), _close)
+        made = await off_loop(lambda: it.virtio_blk(node.blocking, queues, **options), _close)
         return VirtioBlk(made, node)
 
     async def workload(self, target: BlockNode | BlockUser | VirtQueue, **options: Any) -> Workload:
         """A stream of requests over a node, a user of one, or a virtqueue: see `engine.Engine.workload`."""
         it = self.blocking
-        return Workload(await _off_loop(lambda: it.workload(target.blocking, **options), _close))
+        return Workload(await off_loop(lambda: it.workload(target.blocking, **options), _close))
 
     def locks(self) -> list[LockInfo]:
         return self.blocking.locks()
@@ -604,7 +533,7 @@ class Engine:
     async def close(self) -> None:
         """Waits for what is in flight and closes everything that is open in it, off the loop; idempotent."""
         if self._blocking is not None:
-            await _off_loop(self._blocking.close)
+            await off_loop(self._blocking.close)
 
     def __repr__(self) -> str:
         return f"<aio.Engine over {self._blocking!r}>"

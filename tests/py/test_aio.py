@@ -122,12 +122,41 @@ def test_devices_and_workloads() -> None:
         workload = await eng.workload(node, rw="randread", runtime=100)
         await workload.start()
         assert not await workload.wait(0.01)
+        waiting = asyncio.create_task(workload.wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         await workload.stop()
         assert await workload.wait()
         await workload.close()
-        assert [info.lock for info in eng.locks()] == ["edges"]
+        assert {info.lock for info in eng.locks()} >= {"edges"}
         assert node.locks.edges.acquisitions > 0
         assert node.locks.meta.acquisitions == 0
+
+    run(work)
+
+
+def test_graph_and_copy() -> None:
+    async def work(eng: aio.Engine) -> None:
+        source = await eng.open(driver="memory", node_name="source", size="1M")
+        target = await eng.open(driver="memory", node_name="target", size="1M")
+        await source.pwrite(b"abc", 4096)
+        reader = await source.user("reader", permissions="read")
+        tasks = [asyncio.create_task(reader.pread(3, 4096)) for _ in range(100)]
+        async with await source.insert_filter("throttle", node_name="limit") as limit:
+            limit.set_throttle(iops_total=100000)
+            assert await reader.pread(3, 4096) == b"abc"
+            assert reader.pauses().count >= 1
+        assert await asyncio.gather(*tasks) == [b"abc"] * 100
+        async with await eng.copy(source, target, chunk_size="64k") as copy:
+            progress = await copy.run()
+            assert progress.done == 1 << 20 == copy.progress().done
+        assert await target.pread(3, 4096) == b"abc"
+        await source.replace_with(target)
+        await target.pwrite(b"xyz", 4096)
+        assert await reader.pread(3, 4096) == b"xyz"
+        await reader.close()
 
     run(work)
 

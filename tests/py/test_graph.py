@@ -100,7 +100,9 @@ def test_a_change_that_takes_too_long_names_the_request_and_changes_nothing(eng)
         load.start()
         while not slow.stats().in_flight:
             pass
-        with pytest.raises(engine.LimitExceeded, match=r"context io0 request \d+ \(read of 4096 bytes") as late:
+        with pytest.raises(
+            engine.LimitExceeded, match=r"context io0 request \d+ \(read of 4096 bytes"
+        ) as late:
             slow.insert_filter("passthrough", timeout="20ms")
         assert late.value.errno == errno.ETIMEDOUT
         assert late.value.node == "slow"

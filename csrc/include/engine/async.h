@@ -13,7 +13,7 @@ typedef struct engine_cq engine_cq_t;
 
 typedef struct engine_request {
     uint32_t size;            /* of this struct; the same in all elements of an array */
-    uint32_t op;              /* engine_op */
+    uint32_t op;              /* engine_op, without ENGINE_OP_RESIZE, which waits until the node is idle */
     uint64_t token;           /* the caller's name for it: it comes back with the completion */
     uint64_t offset;
     uint64_t bytes;
