@@ -32,6 +32,11 @@ int Instance::check(engine_error* error, const char* operation, bool blocks) con
     return 0;
 }
 
+void Instance::adopt_orphans() {
+    std::lock_guard guard(control);
+    for (const auto& context : contexts) context->adopt(nullptr);
+}
+
 namespace block {
 
 namespace {

@@ -43,6 +43,7 @@ int on_main(Instance& engine, F&& make) {
         auto* self = static_cast<Call*>(message);
         coro::start(*self->main, (*self->make)(), static_cast<coro::Callback<int>*>(&self->over));
     };
+    engine.adopt_orphans();
     int result = engine.main()->send(&call);
     if (result != 0) return result;
     call.done.wait();
