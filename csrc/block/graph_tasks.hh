@@ -17,6 +17,8 @@ namespace engine::block {
 
 using coro::Task;
 
+constexpr uint64_t orphan_check_ns = 50'000'000;
+
 // Runs make() -> Task<int> on main and waits for its result. Foreign threads only: -EDEADLK on a context's.
 template <class F>
 int on_main(Instance& engine, F&& make) {
@@ -46,7 +48,8 @@ int on_main(Instance& engine, F&& make) {
     engine.adopt_orphans();
     int result = engine.main()->send(&call);
     if (result != 0) return result;
-    call.done.wait();
+    // A thread that drove a context may be gone a moment later only.
+    while (!call.done.wait_for(orphan_check_ns)) engine.adopt_orphans();
     return call.result;
 }
 
