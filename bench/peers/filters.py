@@ -8,7 +8,7 @@ Single-threaded.
 
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from harness import Comparison, Derived, Peer, Settings, Side, main
 from programs import engine_bench
@@ -42,13 +42,13 @@ def times_ns(rates: Mapping[str, float]) -> list[tuple[int, float]]:
 
 def slope_ns(rates: Mapping[str, float]) -> float:
     counts, times = zip(*times_ns(rates), strict=True)
-    return statistics.linear_regression(counts, times).slope
+    return float(statistics.linear_regression(counts, times).slope)
 
 
 def off_the_line_ns(rates: Mapping[str, float]) -> float:
     counts, times = zip(*times_ns(rates), strict=True)
     line = statistics.linear_regression(counts, times)
-    return max(abs(t - line.intercept - line.slope * n) for n, t in zip(counts, times, strict=True))
+    return max(abs(float(t - line.intercept - line.slope * n)) for n, t in zip(counts, times, strict=True))
 
 
 def passthrough(settings: Settings, depth: int) -> Comparison:
@@ -73,8 +73,12 @@ def added(settings: Settings, driver: str, title: str, depth: int, at_most: floa
     return Comparison(f"{title} over a null node, depth {depth}", subject, (Peer(bare),), derived=(figure,))
 
 
+def at_depth(depth: int) -> Callable[[Settings], Comparison]:
+    return lambda settings: passthrough(settings, depth)
+
+
 SUITE = {
-    **{f"depth-{d}": lambda settings, d=d: passthrough(settings, d) for d in (1, 4, 16, 64)},
+    **{f"depth-{depth}": at_depth(depth) for depth in (1, 4, 16, 64)},
     "raw": lambda settings: added(settings, "raw", "raw", 64, None),
     "throttle-unlimited": lambda settings: added(settings, "throttle", "throttle without limits", 64, 50),
     "throttle-far": lambda settings: added(

@@ -42,7 +42,17 @@ def direct(settings: Settings) -> Comparison:
     target = f"direct:{image}"
     count = settings.count(60_000)
     subject = python_reads("engine, read_many", "many", target, count, "0", path="as above, O_DIRECT")
-    bare = micro("bare liburing loop", "bare_uring", str(image), "64", str(count), "0", "1", "direct")
+    bare = micro(
+        "bare liburing loop",
+        "bare_uring",
+        str(image),
+        "64",
+        str(count),
+        "0",
+        "1",
+        "direct",
+        path="the same, O_DIRECT",
+    )
     plain = python_reads("os.preadv loop", "plain", target, settings.count(10_000), "0")
     return Comparison(
         f"O_DIRECT, read_many of 1024 offsets, depth 64, 4 KiB random reads; {images.describe(image)}",

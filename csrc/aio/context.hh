@@ -134,7 +134,9 @@ class alignas(128) AioContext final : public coro::Executor {
     bool winding_up() const noexcept { return stopping_; }
     LoopStats& stats() noexcept { return stats_; }
     // The clock that timers, polling and latencies go by; any thread.
-    uint64_t now_ns() const noexcept override { return ENGINE_LIKELY(clock_ == nullptr) ? base::now_ns() : *clock_; }
+    uint64_t now_ns() const noexcept override {
+        return ENGINE_LIKELY(clock_ == nullptr) ? base::now_ns() : *clock_;
+    }
     // Unique in the process for as long as it lives: the context's id above a counter.
     uint64_t next_request_id() noexcept { return id_base_ | (++last_request_ & 0xffffffffffffu); }
 

@@ -40,7 +40,8 @@ int RequestArray::read(const engine_request* requests, size_t count, RequestArra
         engine_request request = (*out)[i];
         if (request.size != out->stride_) return invalid("size", "`size` is not that of the first", i);
         if (request.op == ENGINE_OP_RESIZE) {
-            return base::fail(error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP, {.operation = "resize", .field = "op"},
+            return base::fail(error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP,
+                              {.operation = "resize", .field = "op"},
                               "a resize waits until nothing is inside the node: use engine_user_io");
         }
         bool data = request.op == ENGINE_OP_READ || request.op == ENGINE_OP_WRITE;

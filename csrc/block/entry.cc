@@ -58,10 +58,7 @@ void describe_failure(engine_error* error, const Request& request, int errnum) n
     const char* name = request.channel->node->control->name.c_str();
     const char* operation = op_name(request.op);
     base::fail_os(error, errnum,
-                  {.node = name,
-                   .operation = operation,
-                   .offset = request.offset,
-                   .request_id = request.id},
+                  {.node = name, .operation = operation, .offset = request.offset, .request_id = request.id},
                   "node %s: %s of %lu bytes at offset %lu failed", name, operation, request.length,
                   request.offset);
 }

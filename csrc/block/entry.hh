@@ -17,8 +17,8 @@ int begin_use(Instance& engine, User* user, aio::AioContext* context, const char
 // When the last of them has completed. Neither may be touched afterwards.
 void end_use(User* user, aio::AioContext* context) noexcept;
 
-// Fills `error` (which may be null) unless it says something already. Home thread, in the request's completion:
-// the channel that it ended on is still there.
+// Fills `error` (which may be null) unless it says something already. Home thread, in the request's
+// completion: the channel that it ended on is still there.
 void describe_failure(engine_error* error, const Request& request, int errnum) noexcept;
 
 }  // namespace engine::block

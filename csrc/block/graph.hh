@@ -34,8 +34,8 @@ struct Instance {
 
     aio::AioContext* main() noexcept { return contexts[0].get(); }
     coro::Executor& executor() noexcept { return *contexts[0]; }
-    // Caller-driven contexts whose thread has ended are driven by the calling one while it waits: a task on main
-    // may need them.
+    // Caller-driven contexts whose thread has ended are driven by the calling one while it waits: a task on
+    // main may need them.
     void adopt_orphans();
     // Refuses a child of a fork, and a caller on a context's own thread where the call blocks.
     int check(engine_error* error, const char* operation, bool blocks = true) const;
