@@ -209,7 +209,6 @@ bool ThreadDriver::run_ready(int timeout_ms) noexcept {
     constexpr int events_max = 16;
     epoll_event events[events_max];
     int count = epoll_wait(epoll_fd_, events, events_max, timeout_ms);
-    if (count == 0) name_stalled();
     bool given = false;
     for (int i = 0; i < count; i++) {
         if (events[i].data.ptr == nullptr) {
@@ -237,6 +236,7 @@ bool ThreadDriver::wait(Signal& signal, uint64_t timeout_ns) noexcept {
         }
         uint64_t left_ns = std::min(end_ns - now_ns, stall_limit_ns.load_relaxed());
         if (run_ready(static_cast<int>((left_ns + 999999) / 1000000))) return true;
+        if (base::monotonic_ns() >= now_ns + stall_limit_ns.load_relaxed()) name_stalled();
     }
 }
 
@@ -292,8 +292,14 @@ int AioContext::become_driver(engine_error* error) {
 
 int AioContext::adopt(engine_error* error) {
     if (caller_ == nullptr || caller_->driven_here() || !caller_->orphaned()) return 0;
-    std::lock_guard guard(caller_->driving);
-    return become_driver(error);
+    {
+        std::lock_guard guard(caller_->driving);
+        int result = become_driver(error);
+        if (result != 0) return result;
+    }
+    // What was sent before has woken a thread that is no more.
+    int result = run_once(0, error);
+    return result < 0 ? result : 0;
 }
 
 // What ran since the loop began, of whatever kind.
