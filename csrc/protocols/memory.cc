@@ -113,8 +113,10 @@ struct MemoryState {
 // hears no more of it than that: single bytes.
 void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) noexcept {
 #ifdef MEMORY_TSAN
+    auto* into = reinterpret_cast<unsigned char*>(to);
+    const auto* out_of = reinterpret_cast<const unsigned char*>(from);
     for (size_t i = 0; i < bytes; i++) {
-        __atomic_store_n(to + i, __atomic_load_n(from + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+        __atomic_store_n(into + i, __atomic_load_n(out_of + i, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     }
 #else
     memcpy(to, from, bytes);
@@ -123,7 +125,8 @@ void copy_bytes(std::byte* to, const std::byte* from, size_t bytes) noexcept {
 
 void clear_bytes(std::byte* at, size_t bytes) noexcept {
 #ifdef MEMORY_TSAN
-    for (size_t i = 0; i < bytes; i++) __atomic_store_n(at + i, std::byte{0}, __ATOMIC_RELAXED);
+    auto* into = reinterpret_cast<unsigned char*>(at);
+    for (size_t i = 0; i < bytes; i++) __atomic_store_n(into + i, 0, __ATOMIC_RELAXED);
 #else
     memset(at, 0, bytes);
 #endif
