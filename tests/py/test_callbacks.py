@@ -209,7 +209,6 @@ def test_cancelled_or_fired_but_one_of_the_two(context: engine.AioContext) -> No
             os.sched_yield()
         call.cancel()
         settle(context)
-        settle(context)
         assert (call.state, counter.count) in (("fired", 1), ("cancelled", 0))
 
 
@@ -252,9 +251,6 @@ def test_delays_that_make_no_sense(context: engine.AioContext, delay: float | st
         context.call_later(delay, print)
     with context.timer(print) as timer, pytest.raises(engine.InvalidArgument):
         timer.arm(delay)
-
-
-# ---- descriptors
 
 
 def test_a_descriptor_that_is_read(context: engine.AioContext) -> None:
@@ -440,7 +436,6 @@ def test_what_does_not_block_works_in_there(eng: engine.Engine, null: engine.Blo
         context.call_later(0, counter)
         with context.bottom_half(counter) as bh:
             bh.schedule()  # and closing takes it back
-        null.close() if null.closed else None
 
     run_on(context, work)
     counter.wait(2)
