@@ -143,6 +143,7 @@ def test_graph_and_copy() -> None:
         target = await eng.open(driver="memory", node_name="target", size="1M")
         await source.pwrite(b"abc", 4096)
         reader = await source.user("reader", permissions="read")
+        assert await reader.pread(3, 4096) == b"abc"
         tasks = [asyncio.create_task(reader.pread(3, 4096)) for _ in range(100)]
         async with await source.insert_filter("throttle", node_name="limit") as limit:
             limit.set_throttle(iops_total=100000)

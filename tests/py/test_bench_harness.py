@@ -68,7 +68,8 @@ def test_ratios_and_marks() -> None:
 
 
 def test_absolute_marks() -> None:
-    comparison = Comparison("x", side("a", 6e6, latency_ns=2500.0), (), "", 5e6, 2000.0)
+    subject = side("a", 6e6, latency_ns=2500.0)
+    comparison = Comparison("x", subject, (), rate_at_least=5e6, latency_ns_at_most=2000.0)
     outcome = harness.compare(comparison, Settings(pairs=1, quick=True))
     assert outcome.marks() == [("5 M/s or more", True), ("2000 ns or less", False)]
 

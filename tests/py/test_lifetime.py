@@ -179,7 +179,9 @@ def test_a_failing_constructor_leaves_nothing() -> None:
         for arguments in ({"locking": "none"}, {"contexts": {"io0": [1023]}}, {"contexts": {"": None}}):
             with pytest.raises(engine.EngineError):
                 engine.Engine(**arguments)  # type: ignore[arg-type]
-    assert (threads(), descriptors()) == before
+    # The thread that takes an earlier engine's log may have ended meanwhile.
+    assert threads() <= before[0]
+    assert descriptors() <= before[1]
 
 
 def test_several_engines() -> None:
