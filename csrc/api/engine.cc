@@ -57,6 +57,7 @@ int start_context(Instance& engine, aio::ContextConfig config, engine_context_t*
     int result = aio::AioContext::create(std::move(config), &context, error);
     if (result != 0) return result;
     context->instance = &engine;
+    if (engine.main_context == nullptr) engine.main_context = context.get();
     if (out != nullptr) *out = wrap(context.get());
     engine.contexts.push_back(std::move(context));
     return 0;
@@ -207,6 +208,7 @@ int engine_close(engine_t* handle, engine_error* error) {
                     continue;
                 result = block::close_node(node, error);
                 if (result == 0) progress = true;
+                if (result == -ENOMEM) return result;  // it may succeed later; being in use would not tell
             }
         }
         if (!engine->nodes.empty()) return result;

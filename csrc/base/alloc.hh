@@ -35,7 +35,7 @@ struct Deleter {
 template <class T>
 struct Deleter<T[]> {
     static_assert(std::is_trivially_destructible_v<T>);
-    void operator()(T* items) const noexcept { deallocate(items); }
+    void operator()(T* items) const noexcept { deallocate(static_cast<void*>(items)); }
 };
 
 template <class T>

@@ -70,7 +70,7 @@ void CompletionQueue::finish(AsyncRequest* request) noexcept {
     bool last = --batch->left == 0;
     if (last) end_use(batch->user, lane->context);
     bool wake = lane->queue->done_.push(request) == aio::Push::wake;
-    if (last) batch->over->set();
+    if (last && batch->over.has_value()) batch->over->set();
     if (wake && lane->owed++ == 0) lane->context->ready(&lane->notice);
 }
 

@@ -32,8 +32,10 @@ struct Instance {
     // What nodes share by name, such as throttle groups; the nodes own it. Guarded by control.
     std::map<std::string, std::weak_ptr<void>, std::less<>> shared_by_name;
 
-    aio::AioContext* main() noexcept { return contexts[0].get(); }
-    coro::Executor& executor() noexcept { return *contexts[0]; }
+    aio::AioContext* main_context = nullptr;  // contexts[0], which stays; the vector may grow meanwhile
+
+    aio::AioContext* main() noexcept { return main_context; }
+    coro::Executor& executor() noexcept { return *main_context; }
     // Caller-driven contexts whose thread has ended are driven by the calling one while it waits: a task on
     // main may need them.
     void adopt_orphans();

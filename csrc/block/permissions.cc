@@ -86,7 +86,8 @@ Task<int> attach(Instance& engine, const Edge& edge, User* user, engine_error* e
     Node* node = user->node();
     if (node == nullptr) {
         co_return base::fail(error, ENGINE_ERROR_INVALID, ENOENT, {.operation = "attach"},
-                             "user '%s': there is no node '%s'", user->name.c_str(), name->c_str());
+                             "user '%s': there is no node '%s'", user->name.c_str(),
+                             name == nullptr ? "?" : name->c_str());
     }
     EdgeLocks locks(engine);
     int result =

@@ -208,7 +208,7 @@ int refuse(engine_error* error, const char* key, const char* format, const char*
 
 int read_limits(const Options& given, Limits* limits, engine_error* error) {
     for (unsigned which = 0; which < Limits::count; which++) {
-        const OptionDef* keys = &options[which * options_a_limit];
+        const OptionDef* keys = &options[size_t{which} * options_a_limit];
         Limit& limit = limits->limit[which];
         limit = {given.number(keys[0].key), given.number(keys[1].key), given.number(keys[2].key)};
         if (limit.burst != 0 && limit.average == 0)
@@ -219,7 +219,7 @@ int read_limits(const Options& given, Limits* limits, engine_error* error) {
             return refuse(error, keys[2].key, "there is no burst to last: give '@' as well", keys[1].key);
         if (which % 3 != 0 && limit.average != 0 && limits->limit[which - which % 3].average != 0) {
             return refuse(error, keys[0].key, "'@' limits that already: give the total, or reads and writes",
-                          options[(which - which % 3) * options_a_limit].key);
+                          options[size_t{which - which % 3} * options_a_limit].key);
         }
     }
     limits->iops_size = given.number("limits.iops-size");

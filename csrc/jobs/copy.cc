@@ -214,6 +214,7 @@ void Copy::failed(const Request& request, const engine_error& told) noexcept {
 
 void Copy::flush() noexcept {
     flushed_ = true;
+    ENGINE_CHECK(free_ != nullptr);  // nothing is in flight
     Slot& slot = *free_;
     free_ = slot.next_free;
     in_flight_++;

@@ -174,7 +174,7 @@ class BasicDriverRing : public DriverRingBase {
             const uint64_t table = indirect_guest_ + uint64_t{head} * indirect_entries_ * 16;
             Access::store(&desc_[head].addr, table);
             Access::store(&desc_[head].len_flags_next,
-                          uint32_t{draft.index_} * 16 | uint64_t{desc_f_indirect} << 32);
+                          uint64_t{draft.index_} * 16 | uint64_t{desc_f_indirect} << 32);
             draft.tail_ = head;
             draft.index_ = next_[head];
         }
