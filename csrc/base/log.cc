@@ -136,7 +136,9 @@ void engine_log_open(void) {
 void engine_log_close(void) {
     auto& state = log_state();
     std::lock_guard guard(state.mutex);
-    if (state.opened == 0 || --state.opened != 0) return;
+    if (state.opened == 0) return;
+    state.opened--;
+    if (state.opened != 0) return;
     state.count = 0;
     state.dropped = 0;
     state.woken = false;

@@ -179,6 +179,7 @@ Task<int> drop_channels(Instance& engine, const std::vector<Node*>& nodes,
                         const aio::AioContext* only) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
     size_t count = 0;
     for (Node* node : nodes) count += node->control->channels.size();
+    if (count == 0) co_return 0;
     auto parts = std::make_unique<DestroyChannel[]>(count);
     Rally rally(engine);
     size_t next = 0;
@@ -245,7 +246,7 @@ Task<int> start_home(Instance& engine, Node* node, engine_error* error) {
         result = co_await errand(engine, control.home, [&started, channel] {
             started = channel->node->driver->start_home(*channel);
         });
-        result = started;
+        if (result == 0) result = started;
     }
     if (result != 0) {
         base::fail_os(error, -result, {.node = control.name.c_str(), .operation = "open", .field = "context"},
