@@ -66,6 +66,7 @@ template <class T>
 [[nodiscard]] Owner<T[]> make_array(size_t count, size_t align = alignof(T)) noexcept {
     static_assert(std::is_nothrow_default_constructible_v<T>);
     size_t bytes;
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): arrays of pointers are meant
     if (__builtin_mul_overflow(count, sizeof(T), &bytes)) return nullptr;
     void* block = allocate(bytes, align < alignof(T) ? alignof(T) : align);
     if (block == nullptr) return nullptr;

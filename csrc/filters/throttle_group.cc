@@ -46,9 +46,9 @@ void ThrottleGroup::set(const Limits& limits, uint64_t now_ns) noexcept {
         const Limit& limit = limits.limit[which];
         if (limit.average == 0) continue;
         uint32_t bits = 1u << (2 * which);
-        buckets_[2 * which].set(limit.average, average_size_ticks(limit), now);
+        buckets_[size_t{2} * which].set(limit.average, average_size_ticks(limit), now);
         if (limit.burst != 0 && limit.seconds > 1) {
-            buckets_[2 * which + 1].set(limit.burst, slack_ticks, now);
+            buckets_[size_t{2} * which + 1].set(limit.burst, slack_ticks, now);
             bits |= bits << 1;
         }
         for (Direction direction : {reading, writing}) {
