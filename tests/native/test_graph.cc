@@ -500,7 +500,7 @@ TEST(changes_from_many_threads_do_not_get_in_each_others_way) {
         std::byte data[512] = {};
         for (int i = 0; i < rounds / 4; i++) {
             engine_context_t* context = engine.context("passing");
-            CHECK_EQ(io(user, ENGINE_OP_READ, data, 0, 512, 0, &error, context), 512);
+            CHECK_EQ(io(user, ENGINE_OP_READ, data, disk_bytes / 2, 512, 0, &error, context), 512);
             CHECK_EQ(engine_context_close(context, &error), 0);
         }
     });
