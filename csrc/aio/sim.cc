@@ -81,6 +81,7 @@ class SimBackend final : public Backend {
         uint64_t chosen = simulator_.random_.below(count);
         Message** link = &first_;
         for (;; link = &(*link)->next) {
+            ENGINE_CHECK(*link != nullptr);  // there are `count` of them
             if (done(static_cast<IoOp*>(*link)) && chosen-- == 0) break;
         }
         auto* op = static_cast<IoOp*>(*link);

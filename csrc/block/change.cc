@@ -333,7 +333,8 @@ Task<int> leave_all(Instance& engine, aio::AioContext* context, engine_error* er
 int insert_filter(Node* below, OptionBag bag, uint64_t timeout_ns, Node** out, engine_error* error) {
     const Driver* driver = nullptr;
     int result = find_driver(bag, &driver, error);
-    return result != 0 ? result : insert_filter(below, *driver, std::move(bag), timeout_ns, out, error);
+    if (result != 0 || driver == nullptr) return result;
+    return insert_filter(below, *driver, std::move(bag), timeout_ns, out, error);
 }
 
 int insert_filter(Node* below, const Driver& driver, OptionBag bag, uint64_t timeout_ns, Node** out,

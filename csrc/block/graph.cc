@@ -285,7 +285,8 @@ int find_driver(const OptionBag& bag, const Driver** out, engine_error* error) {
 int open_node(Instance& engine, OptionBag bag, Node** out, engine_error* error) {
     const Driver* driver = nullptr;
     int result = find_driver(bag, &driver, error);
-    return result != 0 ? result : open_node(engine, *driver, std::move(bag), out, error);
+    if (result != 0 || driver == nullptr) return result;
+    return open_node(engine, *driver, std::move(bag), out, error);
 }
 
 aio::AioContext* find_context(Instance& engine, std::string_view name) {

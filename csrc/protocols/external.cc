@@ -92,7 +92,8 @@ int external_open(Node& node, const OpenArguments& arguments) {
     if (!options.has("size") && child == nullptr) {
         return invalid(arguments, "size", "needed where there is no node below", "(none)");
     }
-    uint64_t bytes = options.has("size") ? options.number("size") : child->bytes.load_relaxed();
+    uint64_t bytes =
+        child == nullptr || options.has("size") ? options.number("size") : child->bytes.load_relaxed();
     if (bytes % node.request_alignment != 0) {
         return invalid(arguments, "size", "not a multiple of the alignment", std::to_string(bytes));
     }
