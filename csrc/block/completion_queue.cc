@@ -145,6 +145,7 @@ Lane* CompletionQueue::lane_on(aio::AioContext* context) {
 Batch* CompletionQueue::take_batch() {
     for (Batch* batch = ending_.front(); batch != nullptr;) {
         Batch* next = ending_.after(batch);
+        // NOLINTNEXTLINE(bugprone-unchecked-optional-access): it holds one while it is in use
         if (batch->over->is_set()) {
             batch->unlink();
             free_batches_.push(batch);
@@ -242,6 +243,7 @@ int CompletionQueue::send(Batch* batch, engine_error* error) noexcept {
 // or the engine is going under its user.
 void CompletionQueue::give_up(Batch* batch) noexcept {
     end_use(batch->user, batch->lane->context);
+    // NOLINTNEXTLINE(bugprone-unchecked-optional-access): it holds one while it is in use
     batch->over->set();
     base::Guard guard(mutex_);
     while (AsyncRequest* request = batch->first) {
@@ -335,6 +337,7 @@ int CompletionQueue::wait(const User* user, const aio::AioContext* context, uint
         }
         uint64_t now_ns = end_ns == UINT64_MAX ? 0 : base::monotonic_ns();
         uint64_t left_ns = end_ns == UINT64_MAX ? UINT64_MAX : now_ns < end_ns ? end_ns - now_ns : 0;
+        // NOLINTNEXTLINE(bugprone-unchecked-optional-access): it holds one while it is in use
         bool over = found->over->wait_for(left_ns);
         base::Guard guard(mutex_);
         found->waiters--;
@@ -350,6 +353,7 @@ int CompletionQueue::wait(const User* user, const aio::AioContext* context, uint
 void CompletionQueue::retire(Batch* batch) noexcept {
     if (batch->undrained != 0 || batch->waiters != 0) return;
     batch->unlink();
+    // NOLINTNEXTLINE(bugprone-unchecked-optional-access): it holds one while it is in use
     if (batch->over->is_set()) {
         free_batches_.push(batch);
     } else {
@@ -359,6 +363,7 @@ void CompletionQueue::retire(Batch* batch) noexcept {
 
 void CompletionQueue::read_descriptor() noexcept {
     uint64_t writes = 0;
+    // NOLINTNEXTLINE(clang-analyzer-unix.BlockInCriticalSection): an eventfd that never blocks
     if (read(event_fd_, &writes, sizeof writes) != sizeof writes) return;
     unread_ = writes < unread_ ? unread_ - writes : 0;
 }
