@@ -87,12 +87,13 @@ struct Allocator {
 
     [[nodiscard]] T* allocate(size_t count) {
         size_t bytes;
+        // NOLINTNEXTLINE(bugprone-sizeof-expression): arrays of pointers are meant
         if (__builtin_mul_overflow(count, sizeof(T), &bytes)) throw std::bad_array_new_length();
         void* block = base::allocate(bytes, alignof(T));
         if (block == nullptr) throw std::bad_alloc();
         return static_cast<T*>(block);
     }
-    void deallocate(T* items, size_t) noexcept { base::deallocate(items); }
+    void deallocate(T* items, size_t) noexcept { base::deallocate(static_cast<void*>(items)); }
 
     template <class U>
     constexpr bool operator==(const Allocator<U>&) const noexcept {

@@ -87,6 +87,7 @@ class Engine {
             context->instance = made.get();
             made->contexts.push_back(std::move(context));
         }
+        made->main_context = made->contexts[0].get();
         instance_ = made.release();
     }
     ~Engine() {
