@@ -392,9 +392,18 @@ class Engine:
         lock_profile: bool = False,
         backend: str = "auto",
         contexts: Mapping[str, Sequence[int] | None] | None = None,
+        max_bounce_bytes: int = 0,
+        max_requests: int = 0,
+        max_descriptors: int = 0,
     ) -> None:
         self._make: Callable[[], engine.Engine] = lambda: engine.Engine(
-            locking=locking, lock_profile=lock_profile, backend=backend, contexts=contexts
+            locking=locking,
+            lock_profile=lock_profile,
+            backend=backend,
+            contexts=contexts,
+            max_bounce_bytes=max_bounce_bytes,
+            max_requests=max_requests,
+            max_descriptors=max_descriptors,
         )
         self._blocking: engine.Engine | None = None
         self._queues: LoopQueues | None = None

@@ -41,6 +41,11 @@ class Engine(Owner):
     locking: "per-node", or "global" for one mutex that every context holds while it works, as a yardstick.
     lock_profile: keep histograms of wait and hold for every lock. backend: of the context `main`. contexts:
     name to CPUs, made at once; None or [] leaves a context unpinned.
+
+    What all nodes and queues together may use, 0 for the default. max_bounce_bytes: buffers for requests
+    that do not suit a driver (64 MiB); at the limit such requests take turns. max_requests: asynchronous
+    requests in flight or not yet collected (1 Mi); LimitExceeded beyond it. max_descriptors: files that nodes
+    keep open (no limit); LimitExceeded beyond it.
     """
 
     def __init__(
@@ -50,6 +55,9 @@ class Engine(Owner):
         lock_profile: bool = False,
         backend: str = "auto",
         contexts: Mapping[str, Sequence[int] | None] | None = None,
+        max_bounce_bytes: int = 0,
+        max_requests: int = 0,
+        max_descriptors: int = 0,
     ) -> None:
         if locking not in LOCKINGS:
             raise invalid(f"locking: {locking!r} is not one of {', '.join(LOCKINGS)}", "locking")
@@ -57,6 +65,9 @@ class Engine(Owner):
         config.locking = LOCKINGS[locking]
         config.lock_profile = int(lock_profile)
         config.backend = backend_number(backend)
+        config.max_bounce_bytes = integer(max_bounce_bytes, "max_bounce_bytes")
+        config.max_requests = integer(max_requests, "max_requests")
+        config.max_descriptors = integer(max_descriptors, "max_descriptors")
         self._handle = Handle.make(
             "engine_t",
             lambda out, error: lib.engine_create(config, out, error),

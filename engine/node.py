@@ -105,8 +105,9 @@ class BlockIO:
 
     Offsets and lengths are bytes. `context`, an AioContext or its name, is where the request runs; `main`
     unless given. All may raise EngineError with the errno of the failure; InvalidArgument for a range beyond
-    the end, or, with `cache.direct`, one that is not aligned; RefusedByPolicy without the permission; Closed
-    after close. `engine.Buffer` is memory that is aligned for `cache.direct`.
+    the end; RefusedByPolicy without the permission; Closed after close. Any offset, length and buffer will
+    do; those that are aligned as `info` says spare a copy, and a write also a read and a wait:
+    `engine.Buffer` is memory that is aligned for `cache.direct`.
     """
 
     _engine: Engine

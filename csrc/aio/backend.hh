@@ -37,6 +37,7 @@ struct IoOp : Message {
     int32_t flags = 0;  // read, write: RWF_*; fallocate: FALLOC_FL_*
     IoKind kind = IoKind::call;
     bool direct = false;  // the file bypasses the page cache, so that trying without waiting makes no sense
+    int16_t file_slot = -1;  // of the same file as `fd`, from register_file(); -1: none
 };
 
 // A descriptor watched level-triggered, by the context that made it.
@@ -77,6 +78,11 @@ class Backend {
     virtual int enter_thread(engine_error* error) noexcept = 0;
     // Readable when there is something to reap; another one after enter_thread().
     virtual int pollable_fd() const noexcept = 0;
+
+    // For a file that many operations will name: a slot by which the kernel finds it without counting its
+    // users, which costs all contexts that share the file a cache line. -1: no room, or no use for it.
+    virtual int16_t register_file(int /*fd*/) noexcept { return -1; }
+    virtual void unregister_file(int16_t /*slot*/) noexcept {}
 
     virtual int add_fd(FdHandler* handler) noexcept = 0;
     // No callback after this returns; `released` follows, possibly later.

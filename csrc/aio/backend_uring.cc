@@ -28,6 +28,7 @@ enum Tag : uint64_t { tag_op = 0, tag_fd = 1, tag_wake = 2, tag_none = 3, tag_ma
 constexpr unsigned looks_between_calls = 64;
 constexpr unsigned cq_entries_min = 512;
 constexpr unsigned cq_entries_spare = 64;  // for fd polls and the wake-up
+constexpr unsigned file_slots = 64;        // files beyond that go by their descriptor
 
 class UringBackend final : public Backend {
   public:
@@ -44,6 +45,8 @@ class UringBackend final : public Backend {
     void wake() noexcept override;
     int enter_thread(engine_error* error) noexcept override;
     int pollable_fd() const noexcept override { return ring_.ring_fd; }
+    int16_t register_file(int fd) noexcept override;
+    void unregister_file(int16_t slot) noexcept override;
     int add_fd(FdHandler* handler) noexcept override;
     void remove_fd(FdHandler* handler) noexcept override;
     void forget_fds() noexcept override;
@@ -74,6 +77,8 @@ class UringBackend final : public Backend {
     unsigned in_flight_ = 0;
     unsigned in_flight_max_ = 0;    // the completion queue holds them all
     base::Queue<Message> waiting_;  // operations beyond that
+    bool has_file_slots_ = false;
+    std::array<bool, file_slots> file_slot_used_{};
     base::List<FdHandler> watched_;
     base::List<FdHandler> removed_;  // whose poll requests the kernel has not given back yet
     OffloadPool offload_;
@@ -144,12 +149,15 @@ int UringBackend::open(const BackendChoice& choice, char (&reason)[160], engine_
                       strerrordesc_np(-refused));
         }
     }
-    snprintf(reason, sizeof reason, "io_uring: %s%s, %u + %u entries",
+    // A caller-driven ring is disabled still, and another one takes its place when its thread changes.
+    has_file_slots_ = !disabled_ && io_uring_register_files_sparse(&ring_, file_slots) == 0;
+    snprintf(reason, sizeof reason, "io_uring: %s%s%s, %u + %u entries",
              deferred_                                           ? "single issuer, deferred task run"
              : (set_up_flags_ & IORING_SETUP_SINGLE_ISSUER) != 0 ? "single issuer"
              : set_up_flags_ != 0                                ? "cooperative task run"
                                                                  : "plain ring",
-             pinned ? ", workers pinned" : "", ring_.sq.ring_entries, ring_.cq.ring_entries);
+             has_file_slots_ ? ", registered files" : "", pinned ? ", workers pinned" : "",
+             ring_.sq.ring_entries, ring_.cq.ring_entries);
     arm_wake();
     if (!disabled_) submit();
     return 0;
@@ -250,7 +258,29 @@ void UringBackend::prepare(IoOp* op) noexcept {
         case IoKind::call:
             break;  // went to the pool
     }
+    if (op->file_slot >= 0) {
+        sqe->fd = op->file_slot;
+        sqe->flags |= IOSQE_FIXED_FILE;
+    }
     sqe->user_data = reinterpret_cast<uint64_t>(op) | tag_op;
+}
+
+int16_t UringBackend::register_file(int fd) noexcept {
+    if (!has_file_slots_) return -1;
+    auto* free = std::find(file_slot_used_.begin(), file_slot_used_.end(), false);
+    if (free == file_slot_used_.end()) return -1;
+    auto slot = static_cast<unsigned>(free - file_slot_used_.begin());
+    if (io_uring_register_files_update(&ring_, slot, &fd, 1) != 1) return -1;
+    *free = true;
+    return static_cast<int16_t>(slot);
+}
+
+// The kernel keeps the file until what is in flight there has completed.
+void UringBackend::unregister_file(int16_t slot) noexcept {
+    if (slot < 0) return;
+    int none = -1;
+    io_uring_register_files_update(&ring_, static_cast<unsigned>(slot), &none, 1);
+    file_slot_used_[static_cast<size_t>(slot)] = false;
 }
 
 void UringBackend::submit() noexcept {

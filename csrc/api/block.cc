@@ -46,8 +46,8 @@ int engine_node_get_info(engine_node_t* handle, engine_node_info* out) {
     base::copy_text(info.driver, node.driver->name);
     base::copy_text(info.filename, node.control->filename.c_str());
     info.bytes = node.bytes.load_relaxed();
-    info.request_alignment = node.request_alignment;
-    info.memory_alignment = node.memory_alignment;
+    info.request_alignment = node.best_request_alignment;
+    info.memory_alignment = node.best_memory_alignment;
     info.max_transfer = node.max_transfer == UINT64_MAX ? 0 : node.max_transfer;
     info.ops = node.native_ops;
     info.holes = node.holes ? 1 : 0;

@@ -90,6 +90,16 @@ int check_context_config(const engine_context_config& config, engine_error* erro
 
 }  // namespace
 
+namespace {
+
+void set_limits(const engine_config& config, block::Limits& limits) {
+    if (config.max_bounce_bytes != 0) limits.bounce_bytes.set_most(config.max_bounce_bytes);
+    if (config.max_requests != 0) limits.requests.set_most(config.max_requests);
+    if (config.max_descriptors != 0) limits.descriptors.set_most(config.max_descriptors);
+}
+
+}  // namespace
+
 int engine_create(const engine_config* given, engine_t** out, engine_error* error) {
     return guarded(error, "create engine", [&] {
         engine_config config;
@@ -108,6 +118,7 @@ int engine_create(const engine_config* given, engine_t** out, engine_error* erro
         instance->locking = config.locking;
         instance->lock_profile = config.lock_profile != 0;
         if (instance->lock_profile) instance->turn_mutex.enable_profile();
+        set_limits(config, instance->limits);
         aio::ContextConfig main_config;
         main_config.name = "main";
         main_config.backend = config.backend;

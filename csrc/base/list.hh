@@ -23,6 +23,16 @@ class Queue {
         if (head_ == nullptr) tail_ = &head_;
         return item;
     }
+    // Takes one out, wherever it is. False: it is not in here.
+    bool remove(T* item) noexcept {
+        for (T** at = &head_; *at != nullptr; at = link(*at)) {
+            if (*at != item) continue;
+            *at = static_cast<T*>(item->next);
+            if (*at == nullptr) tail_ = at;
+            return true;
+        }
+        return false;
+    }
     // Hands the whole chain over and leaves the queue empty.
     T* take_all() noexcept {
         T* all = head_;

@@ -42,6 +42,7 @@ void CompletionQueue::submit_batch(aio::Message* message) noexcept {
             request->run = [](aio::Message* self) { finish(static_cast<AsyncRequest*>(self)); };
             context->ready(request);
         } else {
+            request->under_way = true;
             block::submit(*batch->port, request);
         }
         if (last) return;
@@ -65,6 +66,7 @@ void CompletionQueue::complete(Request* request) noexcept {
 // after it, so that who waited for it finds all of it in the queue. Until it is over nobody uses the batch
 // again; the request belongs to whoever drains from its push on.
 void CompletionQueue::finish(AsyncRequest* request) noexcept {
+    request->under_way = false;
     Batch* batch = request->batch;
     Lane* lane = batch->lane;
     bool last = --batch->left == 0;
@@ -72,6 +74,17 @@ void CompletionQueue::finish(AsyncRequest* request) noexcept {
     bool wake = lane->queue->done_.push(request) == aio::Push::wake;
     if (last && batch->over.has_value()) batch->over->set();
     if (wake && lane->owed++ == 0) lane->context->ready(&lane->notice);
+}
+
+// Home thread. What has completed may wait to be drained: it keeps its token until then. Nothing completes in
+// here, so the table stays as it is.
+void CompletionQueue::stop(uint64_t token, const aio::AioContext* here) noexcept {
+    base::Guard guard(mutex_);
+    tokens_.for_each(token, [&](AsyncRequest* request) {
+        if (request->batch->lane->context == here && request->under_way) {
+            block::cancel(*request->batch->port, request);
+        }
+    });
 }
 
 // Behind all that was ready when the first of them completed: one write for them all.

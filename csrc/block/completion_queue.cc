@@ -107,6 +107,7 @@ int CompletionQueue::create(Instance& engine, base::Owner<CompletionQueue>* out,
 
 CompletionQueue::~CompletionQueue() {
     if (event_fd_ < 0) return;
+    engine_.limits.requests.give_back(stats_.submitted - stats_.drained);
     ::close(event_fd_);
     engine_.completion_queues.fetch_sub_acq_rel(1);
 }
@@ -181,6 +182,7 @@ int CompletionQueue::take_locked(Batch* batch, size_t count) noexcept {
         request->failure.size = sizeof request->failure;
         request->failure.kind = ENGINE_ERROR_NONE;
         request->cancelled.store_relaxed(false);
+        request->under_way = false;
         request->sibling = batch->first;
         batch->first = request;
     }
@@ -193,9 +195,20 @@ int CompletionQueue::begin_batch(User* user, aio::AioContext* context, size_t co
                                  engine_error* error) {
     int result = engine_.check(error, "submit", false);
     if (result != 0) return result;
+    Quota& limit = engine_.limits.requests;
+    if (!limit.take(count)) {
+        return base::fail(
+            error, ENGINE_ERROR_LIMIT, EAGAIN, {.operation = "submit", .field = "max_requests"},
+            "submit: %zu more requests are over the engine's limit of %lu (%lu are not drained): "
+            "drain some, or raise max_requests",
+            count, limit.most(), limit.used());
+    }
     Port* port = nullptr;
     result = begin_use(engine_, user, context, "submit", &port, error);
-    if (result != 0) return result;
+    if (result != 0) {
+        limit.give_back(count);
+        return result;
+    }
     Batch* batch = nullptr;
     {
         base::Guard guard(mutex_);
@@ -210,6 +223,7 @@ int CompletionQueue::begin_batch(User* user, aio::AioContext* context, size_t co
     }
     if (result != 0) {
         end_use(user, context);
+        limit.give_back(count);
         return no_memory(error);
     }
     batch->user = user;
@@ -252,6 +266,7 @@ void CompletionQueue::give_up(Batch* batch) noexcept {
         requests_.put(request);
     }
     stats_.drained += batch->undrained;
+    engine_.limits.requests.give_back(batch->undrained);
     batch->undrained = 0;
     retire(batch);
 }
@@ -282,6 +297,7 @@ int CompletionQueue::submit_many(User* user, aio::AioContext* context, const eng
     if (batch->many == nullptr || batch->many->prepare(what, *batch->port) != 0) {
         base::Guard guard(mutex_);
         end_use(user, context);
+        engine_.limits.requests.give_back(1);
         requests_.put(batch->first);
         free_batches_.push(batch);
         return no_memory(error);
@@ -302,17 +318,39 @@ int CompletionQueue::submit_many(User* user, aio::AioContext* context, const eng
     return send(batch, error);
 }
 
+// One that has not been begun is not begun; one that is under way is looked for on its context, unless there
+// is no memory for a note. A vector looks before each of its parts.
 int64_t CompletionQueue::cancel(uint64_t token) noexcept {
     int64_t found = 0;
     base::Guard guard(mutex_);
+    for (auto& lane : lanes_) lane->cancels = false;
     tokens_.for_each(token, [&](AsyncRequest* request) {
-        // Pairs with submit_batch(); a vector looks before each of its parts.
-        request->cancelled.store_release(true);
-        if (request->many != nullptr) request->many->cancel();
+        request->cancelled.store_release(true);  // pairs with submit_batch()
+        if (request->many != nullptr) {
+            request->many->cancel();
+        } else {
+            request->batch->lane->cancels = true;
+        }
         found++;
     });
     stats_.cancels += static_cast<uint64_t>(found);
+    for (auto& lane : lanes_) {
+        if (lane->cancels) tell_lane(lane.get(), token);
+    }
     return found;
+}
+
+// A context that is closed has completed everything.
+void CompletionQueue::tell_lane(Lane* lane, uint64_t token) noexcept {
+    base::Owner<CancelNote> note = base::make<CancelNote>();
+    if (note == nullptr) return;
+    note->lane = lane;
+    note->token = token;
+    note->run = [](aio::Message* message) {
+        base::Owner<CancelNote> self(static_cast<CancelNote*>(message));
+        self->lane->queue->stop(self->token, self->lane->context);
+    };
+    if (lane->context->send(note.get()) == 0) (void)note.release();
 }
 
 // --- waiting and draining
@@ -422,6 +460,7 @@ size_t CompletionQueue::drain(std::span<engine_completion> out) noexcept {
         if (armed_ || count == out.size()) break;
     }
     stats_.drained += count;
+    engine_.limits.requests.give_back(count);
     if (!armed_) {
         unread_++;
         write_descriptor(1);

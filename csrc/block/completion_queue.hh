@@ -39,6 +39,7 @@ struct AsyncRequest : Request {
     int64_t outcome = 0;                  // what the completion says
     bool failed = false;                  // and that `failure` counts
     base::Atomic<bool> cancelled{false};  // set under the queue's mutex, read at home
+    bool under_way = false;               // submitted, and has not completed; home only
     engine_error failure;
 };
 
@@ -66,6 +67,12 @@ struct Batch : aio::Message, base::Link {
     uint32_t waiters = 0;
 };
 
+// What tells a context that the requests of a token are to stop.
+struct CancelNote : aio::Message {
+    Lane* lane = nullptr;
+    uint64_t token = 0;
+};
+
 // The queue as one context sees it.
 struct Lane {
     struct Notice : aio::Message {
@@ -73,6 +80,7 @@ struct Lane {
     };
     CompletionQueue* queue = nullptr;
     aio::AioContext* context = nullptr;
+    bool cancels = false;  // cancel() has found one of its requests; under the queue's mutex
     // --- home only
     Notice notice;      // on the ready queue, behind what else completes in this turn
     uint64_t owed = 0;  // writes to the descriptor: not 0 while the notice is there
@@ -120,6 +128,7 @@ class CompletionQueue {
     void close() noexcept;
 
   private:
+    void tell_lane(Lane* lane, uint64_t token) noexcept ENGINE_REQUIRES(mutex_);
     int begin_batch(User* user, aio::AioContext* context, size_t count, Batch** out, engine_error* error);
     int take_locked(Batch* batch, size_t count) noexcept ENGINE_REQUIRES(mutex_);
     Batch* take_batch() ENGINE_REQUIRES(mutex_);
@@ -135,6 +144,7 @@ class CompletionQueue {
     static void submit_batch(aio::Message* message) noexcept;
     static void complete(Request* request) noexcept;
     static void finish(AsyncRequest* request) noexcept;
+    void stop(uint64_t token, const aio::AioContext* here) noexcept;
     static void notify(aio::Message* message) noexcept;
 
     Instance& engine_;

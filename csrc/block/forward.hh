@@ -10,11 +10,11 @@
 
 namespace engine::block {
 
-// For a filter or a format that leaves the data alone: it can what its child can.
+// For a filter or a format that leaves the data alone: it can what its child can. What the child demands of
+// requests is seen to there.
 inline void take_limits(Node& node, const Node& child) noexcept {
-    node.request_alignment = child.request_alignment;
-    node.memory_alignment = child.memory_alignment;
-    node.max_transfer = child.max_transfer;
+    node.best_request_alignment = child.best_request_alignment;
+    node.best_memory_alignment = child.best_memory_alignment;
     node.native_ops = child.native_ops;
     node.native_write_flags = child.native_write_flags;
     node.holes = child.holes;

@@ -225,6 +225,17 @@ int find_home(Instance& engine, Node& node, const Options& options, engine_error
     return 0;
 }
 
+int set_detect_zeroes(Node& node, const Options& options, engine_error* error) {
+    const std::string& wish = options.text("detect-zeroes");
+    node.detect_zeroes = wish == "on"      ? DetectZeroes::on
+                         : wish == "unmap" ? DetectZeroes::unmap
+                                           : DetectZeroes::off;
+    if (node.detect_zeroes != DetectZeroes::unmap || !node.ignore_discard) return 0;
+    return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = "detect-zeroes"},
+                      "option 'detect-zeroes': unmap gives space back, which discard=ignore forbids: set "
+                      "discard=unmap too, or detect-zeroes=on");
+}
+
 // `held`: the home, which stays until the node is open.
 int set_up(Instance& engine, Node& node, OptionBag& bag, bool inserting, aio::AioContext** held,
            engine_error* error) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
@@ -242,10 +253,13 @@ int set_up(Instance& engine, Node& node, OptionBag& bag, bool inserting, aio::Ai
     node.read_only = options.boolean("read-only");
     node.no_flush = options.boolean("cache.no-flush");
     node.ignore_discard = options.text("discard") == "ignore";
-    result = find_home(engine, node, options, error);
+    result = set_detect_zeroes(node, options, error);
+    if (result == 0) result = find_home(engine, node, options, error);
     if (result != 0) return result;
     *held = node.control->home;
     result = node.driver->open(node, {options, node.read_only, error});
+    node.best_request_alignment = std::max(node.best_request_alignment, node.request_alignment);
+    node.best_memory_alignment = std::max(node.best_memory_alignment, node.memory_alignment);
     if (result != 0 && error != nullptr && error->node[0] == '\0') {
         base::copy_text(error->node, node.control->name.c_str());
     }

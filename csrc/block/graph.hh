@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "block/limits.hh"
 #include "block/node.hh"
 
 namespace engine {
@@ -28,6 +29,7 @@ struct Instance {
     std::vector<block::Node*> nodes;  // in order of their ids
     uint64_t next_name = 0;
     uint64_t next_node_id = 0;
+    block::Limits limits;
     base::Atomic<uint32_t> completion_queues{0};  // open ones: they keep the engine from closing
     // What nodes share by name, such as throttle groups; the nodes own it. Guarded by control.
     std::map<std::string, std::weak_ptr<void>, std::less<>> shared_by_name;

@@ -2,6 +2,7 @@
 #include "block/graph_tasks.hh"
 
 #include "base/error.hh"
+#include "block/track.hh"
 
 namespace engine::block {
 
@@ -96,7 +97,9 @@ int make_channel(Node* node, aio::AioContext* context, Channel** out) ENGINE_NO_
     if (node->driver->channel_state_size != 0) {
         channel->state_memory = std::make_unique<std::byte[]>(node->driver->channel_state_size);
     }
+    channel->reserve = BounceReserve::make(*node, *context);
     base::Guard guard(control.lists);
+    channel->set_tracked(control.tracking->active());
     control.channels.reserve(control.channels.size() + 1);
     if (node->driver->open_channel != nullptr) {
         int result = node->driver->open_channel(*channel);
@@ -127,7 +130,7 @@ struct DestroyChannel final : Rally::Part {
 
     // With nothing in flight. A context that has closed touches no channel any more.
     void work() noexcept override {
-        ENGINE_CHECK(channel->in_flight.get() == 0 && channel->requests.empty());
+        ENGINE_CHECK(channel->in_flight.get() == 0 && channel->empty());
         if (channel->node->driver->close_channel != nullptr) channel->node->driver->close_channel(*channel);
         channel.reset();
         answer();

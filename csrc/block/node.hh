@@ -18,6 +18,7 @@
 #include "base/assert.hh"
 #include "base/atomic.hh"
 #include "base/mutex.hh"
+#include "block/bounce.hh"
 #include "block/in_flight.hh"
 #include "block/options.hh"
 #include "block/port.hh"
@@ -33,8 +34,12 @@ struct Instance;  // engine_t
 namespace engine::block {
 
 class Node;
+class Tracking;
 class User;
 struct NodeControl;
+
+constexpr uint32_t alignment_max = 1 << 20;  // that a driver may demand, bytes
+enum class DetectZeroes : uint8_t { off, on, unmap };
 
 struct ChildDef {
     const char* role;  // also the option's key
@@ -78,6 +83,9 @@ struct Driver {
     // Home thread, may be null. `on`: the node is to become idle, so what it holds back by choice goes on at
     // once, and whatever comes until this is called with false.
     void (*hurry)(Channel& channel, bool on) = nullptr;
+    // Home thread, may be null. Where the driver itself holds this request back, it fails with -ECANCELED,
+    // not from in here; one that it does not know is nothing to it.
+    void (*cancel)(Channel& channel, Request* request) = nullptr;
 };
 
 class Node {
@@ -85,15 +93,21 @@ class Node {
     // --- constant while the node is open
     const Driver* driver = nullptr;
     NodeControl* control = nullptr;
+    // What the driver demands of its requests; the request layer sees to it. The size of the disk is a
+    // multiple of request_alignment.
     uint32_t request_alignment = 1;      // bytes, a power of two
     uint32_t memory_alignment = 1;       // bytes, a power of two
     uint64_t max_transfer = UINT64_MAX;  // bytes a read or write; UINT64_MAX: no limit
-    uint32_t native_ops = 0;             // bit(Op): what the driver does itself
-    uint8_t native_write_flags = 0;      // engine_request_flags that its write, write_zeroes honour
+    // What spares that work, here and below. For who chooses its requests.
+    uint32_t best_request_alignment = 1;
+    uint32_t best_memory_alignment = 1;
+    uint32_t native_ops = 0;         // bit(Op): what the driver does itself
+    uint8_t native_write_flags = 0;  // engine_request_flags that its write, write_zeroes honour
     bool read_only = false;
     bool holes = false;          // block_status tells data from holes
     bool no_flush = false;       // cache.no-flush: a flush does nothing
     bool ignore_discard = true;  // discard=ignore
+    DetectZeroes detect_zeroes = DetectZeroes::off;
     // --- stored by resize, loaded by every request
     base::Atomic<uint64_t> bytes{0};
 
@@ -114,14 +128,24 @@ class alignas(128) Channel {
   public:
     Node* node;
     aio::AioContext* context;
-    InFlightList requests;  // inside the node on this context
+    InFlightList requests;  // inside the node on this context, but for …
     base::Counter in_flight;
+    uint32_t plain_ops = 0;    // bit(Op) of read and write where the driver gets those that suit it at once
+    bool tracked = false;      // every change is in the node's tree (block/track.hh)
+    InFlightList serialising;  // … those that must not overlap another change
     OpCounters op[op_count];
     std::vector<Channel*> children;  // in the driver's order of roles
     std::unique_ptr<std::byte[]> state_memory;
-    RequestPool<ForwardFrame> frames;  // of requests handed on from here
+    RequestPool<ForwardFrame> frames;        // of requests handed on from here
+    std::unique_ptr<BounceReserve> reserve;  // null where the driver is content with any buffer
 
     coro::Executor& executor() noexcept { return *context; }
+    void set_tracked(bool on) noexcept {
+        bool changes = !on && !node->read_only && node->detect_zeroes == DetectZeroes::off;
+        tracked = on;
+        plain_ops = bit(Op::read) | (changes ? bit(Op::write) : 0);
+    }
+    bool empty() const noexcept { return requests.empty() && serialising.empty(); }
 
     template <class T>
     T& state() noexcept {
@@ -140,6 +164,10 @@ struct Child {
 // alone, by tasks that hold `edges` from their first look to their last change; `lists` is for those
 // elsewhere who read, and for the moment of the change.
 struct NodeControl {
+    NodeControl();
+    ~NodeControl();
+    NodeControl(const NodeControl&) = delete;
+    NodeControl& operator=(const NodeControl&) = delete;
     Instance* engine = nullptr;
     uint64_t id = 0;  // in order of making: the order in which several `edges` are locked
     std::string name;
@@ -152,6 +180,7 @@ struct NodeControl {
     bool dead = false;     // freed with the last pin
     coro::Mutex edges;     // rank 1
     base::Mutex lists;     // short
+    std::unique_ptr<Tracking> tracking;
     std::vector<Child> children ENGINE_GUARDED_BY(lists);
     std::vector<User*> users ENGINE_GUARDED_BY(lists);
     std::vector<std::unique_ptr<Channel>> channels ENGINE_GUARDED_BY(lists);

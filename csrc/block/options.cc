@@ -41,6 +41,9 @@ std::span<const OptionDef> common_options() noexcept {
         {"cache.no-flush", OptionType::boolean, "off", nullptr,
          "a flush does nothing: fast, and lost with the host"},
         {"discard", OptionType::enumeration, "ignore", "ignore|unmap", "what a discard does"},
+        {"detect-zeroes", OptionType::enumeration, "off", "off|on|unmap",
+         "write zeroes as such where a write holds nothing else; unmap: and deallocate (needs "
+         "discard=unmap)"},
         {"context", OptionType::string, "main", nullptr,
          "its home: the context on which its background work runs"},
     };

@@ -25,7 +25,8 @@ struct OptionDef {
 };
 
 const char* option_type_name(OptionType type) noexcept;
-// Those that every node has: driver, node-name, read-only, cache.no-flush, discard, context.
+// Those that every node has: driver, node-name, read-only, cache.no-flush, discard, detect-zeroes,
+// context.
 std::span<const OptionDef> common_options() noexcept;
 
 // "4k", "1G", "64KiB", "512": powers of 1024, as in qemu-img. False: not a size.

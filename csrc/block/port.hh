@@ -32,6 +32,9 @@ class Port {
     bool parked() const noexcept { return parks_ != 0; }
     // A request that did not pass the first question: it waits, or is refused.
     void hold_or_refuse(Request* request) noexcept;
+    // Fails one that has not entered, later, and says why. It never enters: a graph at rest stays at rest.
+    void refuse(Request* request, engine_error_kind kind, int errnum, const char* format, ...) noexcept
+        __attribute__((format(printf, 5, 6)));
     // Takes back one that waits here. False: it does not.
     bool withdraw(Request* request) noexcept;
 
@@ -44,5 +47,8 @@ class Port {
 
 // Entry: permission, id, then the request layer. Completes through request->complete, never inside.
 void submit(Port& port, Request* request) noexcept;
+// Asks one that was submitted here, and has not completed, to stop. It completes exactly once, not inside:
+// with -ECANCELED where it only waited for something, else with its result.
+void cancel(Port& port, Request* request) noexcept;
 
 }  // namespace engine::block

@@ -36,9 +36,8 @@ class Quiesced::Pause final : public Rally::Part {
     void expire() noexcept {
         if (answered_) return;
         for (size_t i = 0; i < channels.size(); i++) {
-            if (!channels[i]->requests.remove_mark(&marks[i])) continue;
-            const Request* oldest = channels[i]->requests.oldest();
-            if (oldest != nullptr) late = describe(*oldest);
+            look_for_late(channels[i]->requests, marks[2 * i]);
+            look_for_late(channels[i]->serialising, marks[2 * i + 1]);
         }
         expired = true;
         answered_ = true;
@@ -55,7 +54,7 @@ class Quiesced::Pause final : public Rally::Part {
 
     std::vector<Port*> ports;
     std::vector<Channel*> channels;
-    std::unique_ptr<Mark[]> marks;  // one a channel
+    std::unique_ptr<Mark[]> marks;  // two a channel
     std::vector<PortMove> port_moves;
     std::vector<ChildMove> child_moves;
     bool going_on = false;
@@ -70,15 +69,24 @@ class Quiesced::Pause final : public Rally::Part {
         answered_ = false;
         for (Port* port : ports) port->park();
         hurry(true);
-        standing_ = channels.size();
+        standing_ = 2 * channels.size();
         for (size_t i = 0; i < channels.size(); i++) {
-            marks[i].pause = this;
-            marks[i].run = [](coro::ReadyItem* item) {
-                static_cast<Mark*>(static_cast<GraceMark*>(item))->pause->passed();
-            };
-            channels[i]->requests.add_mark(&marks[i], channels[i]->executor());
+            set(marks[2 * i], channels[i]->requests, *channels[i]);
+            set(marks[2 * i + 1], channels[i]->serialising, *channels[i]);
         }
         if (standing_ == 0) finish_pause();
+    }
+    void set(Mark& mark, InFlightList& list, Channel& channel) noexcept {
+        mark.pause = this;
+        mark.run = [](coro::ReadyItem* item) {
+            static_cast<Mark*>(static_cast<GraceMark*>(item))->pause->passed();
+        };
+        list.add_mark(&mark, channel.executor());
+    }
+    void look_for_late(InFlightList& list, Mark& mark) noexcept {
+        if (!list.remove_mark(&mark)) return;
+        const Request* oldest = list.oldest();
+        if (oldest != nullptr) late = describe(*oldest);
     }
     // What drivers hold back by choice must not hold this up.
     void hurry(bool on) noexcept {
@@ -97,7 +105,7 @@ class Quiesced::Pause final : public Rally::Part {
     void go_on() noexcept {
         for (const PortMove& move : port_moves) move.port->channel = move.to;
         for (const ChildMove& move : child_moves) {
-            ENGINE_CHECK(move.parent->requests.empty());
+            ENGINE_CHECK(move.parent->empty());
             move.parent->children[move.index] = move.to;
         }
         hurry(false);
@@ -154,7 +162,7 @@ int Quiesced::prepare(const std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_A
         }
     }
     for (auto& pause : pauses_) {
-        pause->marks = std::make_unique<Pause::Mark[]>(pause->channels.size());
+        pause->marks = std::make_unique<Pause::Mark[]>(2 * pause->channels.size());
         pause->port_moves.reserve(ports);
         pause->child_moves.reserve(channels);
     }

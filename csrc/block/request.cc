@@ -48,20 +48,27 @@ void finish_later(Request* request, int64_t result) noexcept {
     request->channel->context->ready(request);
 }
 
+namespace {
+
+void tell(Request* request, engine_error_kind kind, int errnum, const char* format, va_list args) noexcept {
+    if (request->error == nullptr) return;
+    char text[sizeof request->error->message];
+    vsnprintf(text, sizeof text, format, args);
+    base::fail(request->error, kind, errnum,
+               {.node = request->channel->node->control->name.c_str(),
+                .operation = op_name(request->op),
+                .offset = request->offset,
+                .request_id = request->id},
+               "%s", text);
+}
+
+}  // namespace
+
 void fail_later(Request* request, engine_error_kind kind, int errnum, const char* format, ...) noexcept {
-    if (request->error != nullptr) {
-        char text[sizeof request->error->message];
-        va_list args;
-        va_start(args, format);
-        vsnprintf(text, sizeof text, format, args);
-        va_end(args);
-        base::fail(request->error, kind, errnum,
-                   {.node = request->channel->node->control->name.c_str(),
-                    .operation = op_name(request->op),
-                    .offset = request->offset,
-                    .request_id = request->id},
-                   "%s", text);
-    }
+    va_list args;
+    va_start(args, format);
+    tell(request, kind, errnum, format, args);
+    va_end(args);
     finish_later(request, -errnum);
 }
 
@@ -76,42 +83,14 @@ bool plain(const Node& node, const Request& request) noexcept {
            request.length <= node.max_transfer;
 }
 
-bool memory_aligned(const Node& node, const Request& request) noexcept {
-    uint64_t bits = 0;
-    for (uint32_t i = 0; i < request.iov_count; i++) {
-        bits |= reinterpret_cast<uintptr_t>(request.iov[i].iov_base) | request.iov[i].iov_len;
-    }
-    return (bits & (node.memory_alignment - 1)) == 0;
-}
-
 // Fails the request later and says so, or finds nothing wrong.
 bool refused(const Node& node, Request* request) noexcept {
     uint64_t bytes = node.bytes.load_relaxed();
-    const char* name = node.control->name.c_str();
-    bool data = request->op == Op::read || request->op == Op::write;
     if (request->op == Op::flush || request->op == Op::resize) return false;
-    if (request->length > bytes || request->offset > bytes - request->length) {
-        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
-                   "node %s: %s of %lu bytes at offset %lu ends past the end of the disk (%lu bytes)", name,
-                   op_name(request->op), request->length, request->offset, bytes);
-    } else if (request->op != Op::block_status &&
-               ((request->offset | request->length) & (node.request_alignment - 1)) != 0) {
-        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
-                   "node %s: %s of %lu bytes at offset %lu: both must be multiples of %u bytes here "
-                   "(cache.direct=off "
-                   "lifts that)",
-                   name, op_name(request->op), request->length, request->offset, node.request_alignment);
-    } else if (data && node.memory_alignment > 1 && !memory_aligned(node, *request)) {
-        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
-                   "node %s: %s at offset %lu: buffers must be aligned to %u bytes here, address and length "
-                   "(engine.Buffer is; cache.direct=off lifts that)",
-                   name, op_name(request->op), request->offset, node.memory_alignment);
-    } else if (data && request->length > node.max_transfer) {
-        fail_later(request, ENGINE_ERROR_LIMIT, EINVAL, "node %s: %s of %lu bytes: at most %lu at a time",
-                   name, op_name(request->op), request->length, node.max_transfer);
-    } else {
-        return false;
-    }
+    if (request->length <= bytes && request->offset <= bytes - request->length) return false;
+    fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
+               "node %s: %s of %lu bytes at offset %lu ends past the end of the disk (%lu bytes)",
+               node.control->name.c_str(), op_name(request->op), request->length, request->offset, bytes);
     return true;
 }
 
@@ -132,10 +111,12 @@ bool writes(Op op) noexcept {
                    (request->length == 0 && request->op != Op::flush && request->op != Op::resize);
     if (nothing) {
         finish_later(request, 0);
-    } else if (needs_emulation(node, *request)) {
-        emulate(channel, request);
-    } else if ((node.native_ops & bit(request->op)) != 0) {
-        node.driver->submit(channel, request);
+    } else if ((node.native_ops & bit(request->op)) != 0 || request->op == Op::write_zeroes) {
+        if (suits_driver(channel, *request)) {
+            node.driver->submit(channel, request);
+        } else {
+            emulate(channel, request);
+        }
     } else if (request->op == Op::discard) {
         finish_later(request, 0);  // advice that this driver has no use for
     } else {
@@ -150,7 +131,7 @@ void submit_child(Channel& channel, Request* request) noexcept {
     ENGINE_ASSERT(channel.context->on_home());
     enter(channel, request);
     const Node& node = *channel.node;
-    bool data = request->op == Op::read || (request->op == Op::write && !node.read_only);
+    bool data = (channel.plain_ops & bit(request->op)) != 0;
     if (ENGINE_LIKELY(data && request->length != 0 && plain(node, *request))) {
         node.driver->submit(channel, request);
     } else {
@@ -194,23 +175,42 @@ void Port::hold_or_refuse(Request* request) noexcept {
         waiting_.push(request);
         return;
     }
-    enter(*channel, request);
-    fail_later(request, ENGINE_ERROR_REFUSED, EPERM, "user %s holds no permission to %s on node %s",
-               user->name.c_str(), op_name(request->op), channel->node->control->name.c_str());
+    refuse(request, ENGINE_ERROR_REFUSED, EPERM, "user %s holds no permission to %s on node %s",
+           user->name.c_str(), op_name(request->op), channel->node->control->name.c_str());
+}
+
+void Port::refuse(Request* request, engine_error_kind kind, int errnum, const char* format, ...) noexcept {
+    request->channel = channel;
+    OpCounters& counters = channel->op[static_cast<unsigned>(request->op)];
+    counters.requests.increment();
+    counters.errors.increment();
+    va_list args;
+    va_start(args, format);
+    tell(request, kind, errnum, format, args);
+    va_end(args);
+    request->result = -errnum;
+    request->run = [](aio::Message* message) {
+        auto* self = static_cast<Request*>(message);
+        self->complete(self);
+    };
+    context->ready(request);
 }
 
 bool Port::withdraw(Request* request) noexcept {
-    bool found = false;
-    base::Queue<aio::Message> rest;
-    while (aio::Message* message = waiting_.pop()) {
-        if (message == request) {
-            found = true;
-        } else {
-            rest.push(message);
-        }
+    return waiting_.remove(request);
+}
+
+void cancel(Port& port, Request* request) noexcept {
+    if (port.withdraw(request)) {
+        port.refuse(
+            request, ENGINE_ERROR_OS, ECANCELED,
+            "node %s: %s of %lu bytes at offset %lu was cancelled while a change of the graph held it back",
+            port.channel->node->control->name.c_str(), op_name(request->op), request->length,
+            request->offset);
+        return;
     }
-    while (aio::Message* message = rest.pop()) waiting_.push(message);
-    return found;
+    Channel& channel = *request->channel;
+    if (channel.node->driver->cancel != nullptr) channel.node->driver->cancel(channel, request);
 }
 
 }  // namespace engine::block

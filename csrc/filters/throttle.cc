@@ -167,6 +167,19 @@ void throttle_hurry(Channel& channel, bool on) {
     release(own);
 }
 
+void throttle_cancel(Channel& channel, Request* request) {
+    auto& own = channel.state<ThrottleChannel>();
+    Direction direction = direction_of(*request);
+    Lane& lane = own.lanes[direction];
+    bool first = lane.waiting.front() == request;
+    if (!lane.waiting.remove(request)) return;
+    fail_later(request, ENGINE_ERROR_OS, ECANCELED,
+               "node %s: %s of %lu bytes at offset %lu was cancelled while it waited for its turn",
+               channel.node->control->name.c_str(), op_name(request->op), request->length, request->offset);
+    if (first && !lane.waiting.empty()) reserve(*own.group, lane, direction, channel.context->now_ns());
+    release(own);
+}
+
 // --- limits and groups, control plane
 
 constexpr const char* rate_values = "0..1000000000000000";
@@ -352,6 +365,7 @@ const Driver throttle_driver{
     .submit = filters::throttle_submit,
     .filter = true,
     .hurry = filters::throttle_hurry,
+    .cancel = filters::throttle_cancel,
 };
 
 }  // namespace engine::block

@@ -27,10 +27,6 @@ int raw_open(Node& node, const OpenArguments& arguments) {
     uint64_t child_bytes = child.bytes.load_relaxed();
     state.offset = options.number("offset");
     state.fixed = options.has("size");
-    if (state.offset % child.request_alignment != 0) {
-        return refuse(arguments, "offset", "is not a multiple of the alignment below,", state.offset,
-                      child.request_alignment);
-    }
     if (state.offset > child_bytes) {
         return refuse(arguments, "offset", "is past the end of what is below, which has", state.offset,
                       child_bytes);
@@ -41,10 +37,6 @@ int raw_open(Node& node, const OpenArguments& arguments) {
         if (wanted > bytes) {
             return refuse(arguments, "size", "is more than there is below from the given offset on,", wanted,
                           bytes);
-        }
-        if (wanted % child.request_alignment != 0) {
-            return refuse(arguments, "size", "is not a multiple of the alignment below,", wanted,
-                          child.request_alignment);
         }
         bytes = wanted;
     }

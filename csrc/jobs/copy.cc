@@ -269,11 +269,8 @@ int Copy::check(const block::Node& source, const block::Node& target, engine_err
     }
     chunk_ = config_.chunk_size == 0 ? chunk_default : config_.chunk_size;
     for (const block::Node* node : {&source, &target}) {
-        alignment_ = std::max<uint64_t>(alignment_, node->request_alignment);
-        memory_alignment_ = std::max<size_t>(memory_alignment_, node->memory_alignment);
-    }
-    for (const block::Node* node : {&source, &target}) {
-        if (node->max_transfer < chunk_) chunk_ = node->max_transfer / alignment_ * alignment_;
+        alignment_ = std::max<uint64_t>(alignment_, node->best_request_alignment);
+        memory_alignment_ = std::max<size_t>(memory_alignment_, node->best_memory_alignment);
     }
     constexpr uint32_t flags = ENGINE_COPY_DETECT_ZEROES | ENGINE_COPY_TARGET_IS_ZERO;
     if ((config_.flags & ~flags) != 0) return refuse("flags", "has unknown bits", config_.flags);
@@ -281,7 +278,6 @@ int Copy::check(const block::Node& source, const block::Node& target, engine_err
     if (config_.chunk_size > chunk_max || config_.chunk_size % alignment_ != 0)
         return refuse("chunk_size", "is no multiple of both nodes' alignment, up to 1 GiB",
                       config_.chunk_size);
-    if (chunk_ == 0) return refuse("chunk_size", "bytes are more than the nodes take at a time", alignment_);
     if (config_.offset % alignment_ != 0)
         return refuse("offset", "is no multiple of both nodes' alignment", config_.offset);
     uint64_t bytes = source.bytes.load_relaxed();

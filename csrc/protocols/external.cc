@@ -17,7 +17,6 @@ namespace {
 
 constexpr size_t data_align_min = 64;
 constexpr size_t kept_memory_max = 1 << 20;  // bytes that a slot holds on to between requests
-constexpr uint64_t alignment_max = 1 << 20;
 
 int invalid(const OpenArguments& arguments, const char* field, const char* text, const std::string& value) {
     return base::fail(arguments.error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = field},
@@ -38,15 +37,14 @@ bool parse_ops(std::string_view list, uint32_t* bits) {
     return true;
 }
 
-int read_alignment(const OpenArguments& arguments, const char* key, uint32_t below, uint32_t* out) {
-    *out = below;
+int read_alignment(const OpenArguments& arguments, const char* key, uint32_t* out) {
     if (!arguments.options.has(key)) return 0;
     uint64_t value = arguments.options.number(key);
     if (value == 0 || (value & (value - 1)) != 0 || value > alignment_max) {
         return invalid(arguments, key, "a power of two, at most 1 MiB, is needed",
                        arguments.options.text(key));
     }
-    *out = std::max(below, static_cast<uint32_t>(value));
+    *out = static_cast<uint32_t>(value);
     return 0;
 }
 
@@ -81,14 +79,14 @@ int external_open(Node& node, const OpenArguments& arguments) {
     const Node* child = node.control->children.empty() ? nullptr : node.control->children[0].node;
     int result = set_operations(node, arguments, child);
     if (result == 0) {
-        result = read_alignment(arguments, "request-alignment",
-                                child == nullptr ? 1 : child->request_alignment, &node.request_alignment);
+        result = read_alignment(arguments, "request-alignment", &node.request_alignment);
     }
-    if (result == 0) {
-        result = read_alignment(arguments, "memory-alignment", child == nullptr ? 1 : child->memory_alignment,
-                                &node.memory_alignment);
-    }
+    if (result == 0) result = read_alignment(arguments, "memory-alignment", &node.memory_alignment);
     if (result != 0) return result;
+    if (child != nullptr) {
+        node.best_request_alignment = child->best_request_alignment;
+        node.best_memory_alignment = child->best_memory_alignment;
+    }
     if (!options.has("size") && child == nullptr) {
         return invalid(arguments, "size", "needed where there is no node below", "(none)");
     }
@@ -98,9 +96,10 @@ int external_open(Node& node, const OpenArguments& arguments) {
         return invalid(arguments, "size", "not a multiple of the alignment", std::to_string(bytes));
     }
     node.bytes.store_relaxed(bytes);
-    if (child != nullptr) node.max_transfer = child->max_transfer;
-    if (options.has("max-transfer"))
-        node.max_transfer = std::min(node.max_transfer, options.number("max-transfer"));
+    if (options.has("max-transfer")) node.max_transfer = options.number("max-transfer");
+    if (node.max_transfer < node.request_alignment) {
+        return invalid(arguments, "max-transfer", "less than the alignment", options.text("max-transfer"));
+    }
     state.timeout_ns = options.number("timeout");
     state.data_align = std::max<size_t>(node.memory_alignment, data_align_min);
     state.external = External::make(node);

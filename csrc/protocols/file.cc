@@ -13,8 +13,7 @@ const OptionDef options[] = {
     {"locking", OptionType::enumeration, "auto", "auto|on|off",
      "lock the file against other processes as QEMU does: auto where the system can, on or fail, off"},
     {"cache.direct", OptionType::boolean, "off", nullptr,
-     "bypass the page cache (O_DIRECT): requests and buffers must be aligned; a size that is not a multiple "
-     "of the "
+     "bypass the page cache (O_DIRECT): what is not aligned is copied; a size that is not a multiple of the "
      "alignment is rounded up, the rest reads as zeroes, and a write there makes the file that long"},
 };
 
@@ -27,11 +26,11 @@ const Driver file_driver{
     .options = options,
     .children = {},
     .state_size = sizeof(FileState),
-    .channel_state_size = 0,
+    .channel_state_size = sizeof(FileChannel),
     .open = file_open,
     .close = file_close,
-    .open_channel = nullptr,
-    .close_channel = nullptr,
+    .open_channel = file_open_channel,
+    .close_channel = file_close_channel,
     .submit = file_submit,
 };
 

@@ -29,7 +29,13 @@ struct FileState {
     uint32_t block_size;  // of a device: logical block, bytes
 };
 
+struct FileChannel {
+    int16_t slot;  // of the file, with the context's backend; -1: none
+};
+
 // --- file_open.cc
+int file_open_channel(Channel& channel);
+void file_close_channel(Channel& channel);
 int file_open(Node& node, const OpenArguments& arguments);
 void file_close(Node& node);
 // Size of a device, bytes; or -errno.

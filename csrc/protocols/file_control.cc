@@ -44,6 +44,7 @@ void queue_fallocate(Channel& channel, Request* request, int32_t mode,
     io.kind = aio::IoKind::fallocate;
     io.done = done;
     io.fd = state_of(*request).fd;
+    io.file_slot = -1;
     io.flags = mode;
     io.offset = request->offset;
     io.length = request->length;
@@ -163,6 +164,7 @@ void start_flush(aio::Message* message) {
     io.kind = aio::IoKind::fdatasync;
     io.done = flush_done;
     io.fd = state_of(*leader).fd;
+    io.file_slot = -1;
     leader->channel->context->backend().queue(&io);
 }
 

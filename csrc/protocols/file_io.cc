@@ -123,6 +123,7 @@ void submit_transfer(Channel& channel, Request* request, aio::IoKind kind) noexc
     aio::IoOp& io = request->io;
     io.done = transfer_done;
     io.fd = state.fd;
+    io.file_slot = channel.state<FileChannel>().slot;
     io.kind = kind;
     io.direct = state.direct;
     io.flags = (request->flags & ENGINE_FUA) != 0 && kind == aio::IoKind::write ? RWF_DSYNC : 0;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/error.hh"
+#include "block/graph.hh"
 #include "protocols/file.hh"
 
 namespace engine::block {
@@ -180,14 +181,7 @@ FileLocking locking_of(const std::string& text) noexcept {
     return text == "on" ? FileLocking::on : text == "off" ? FileLocking::off : FileLocking::automatic;
 }
 
-}  // namespace
-
-int64_t device_bytes(int fd) noexcept {
-    uint64_t bytes = 0;
-    return ioctl(fd, BLKGETSIZE64, &bytes) == 0 ? static_cast<int64_t>(bytes) : -errno;
-}
-
-int file_open(Node& node, const OpenArguments& arguments) {
+int open_file(Node& node, const OpenArguments& arguments) {
     auto& state = node.state<FileState>();
     const std::string& name = arguments.options.text("filename");
     bool direct = arguments.options.boolean("cache.direct");
@@ -225,10 +219,45 @@ int file_open(Node& node, const OpenArguments& arguments) {
     return 0;
 }
 
+}  // namespace
+
+int64_t device_bytes(int fd) noexcept {
+    uint64_t bytes = 0;
+    return ioctl(fd, BLKGETSIZE64, &bytes) == 0 ? static_cast<int64_t>(bytes) : -errno;
+}
+
+int file_open(Node& node, const OpenArguments& arguments) {
+    Quota& limit = node.control->engine->limits.descriptors;
+    if (!limit.take(1)) {
+        return base::fail(
+            arguments.error, ENGINE_ERROR_LIMIT, EMFILE, {.operation = "open", .field = "max_descriptors"},
+            "file '%s': the engine's nodes have %lu files open, which is its limit: close some, or "
+            "raise max_descriptors",
+            arguments.options.text("filename").c_str(), limit.used());
+    }
+    int result = open_file(node, arguments);
+    if (result != 0) limit.give_back(1);
+    return result;
+}
+
+int file_open_channel(Channel& channel) {
+    channel.state<FileChannel>().slot =
+        channel.context->backend().register_file(channel.node->state<FileState>().fd);
+    return 0;
+}
+
+// A context that has closed has taken its ring along.
+void file_close_channel(Channel& channel) {
+    if (channel.context->on_home()) {
+        channel.context->backend().unregister_file(channel.state<FileChannel>().slot);
+    }
+}
+
 void file_close(Node& node) {
     auto& state = node.state<FileState>();
     unlock_file(state.fd);
     close(state.fd);
+    node.control->engine->limits.descriptors.give_back(1);
     delete state.shared;
 }
 

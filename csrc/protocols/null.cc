@@ -110,6 +110,14 @@ void null_submit(Channel& channel, Request* request) {
     }
 }
 
+void null_cancel(Channel& channel, Request* request) {
+    auto& own = channel.state<NullChannel>();
+    if (!own.waiting.remove(request)) return;
+    fail_later(request, ENGINE_ERROR_OS, ECANCELED, "node %s: %s of %lu bytes at offset %lu was cancelled",
+               channel.node->control->name.c_str(), op_name(request->op), request->length, request->offset);
+    if (own.waiting.empty()) channel.context->timers().cancel(&own.timer);
+}
+
 const OptionDef options[] = {
     {"size", OptionType::size, "1G", "0..8E", "size of the disk, bytes"},
     {"latency-ns", OptionType::time, "0", "0..60000000000",
@@ -133,6 +141,7 @@ const Driver null_driver{
     .open_channel = null_open_channel,
     .close_channel = null_close_channel,
     .submit = null_submit,
+    .cancel = null_cancel,
 };
 
 }  // namespace engine::block

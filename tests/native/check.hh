@@ -74,8 +74,10 @@ std::string show(const T& value) {
 template <class A, class B>
 bool report_equal(const A& a, const B& b, const char* file, int line, const char* text) {
     bool good;
-    if constexpr (std::is_integral_v<A> && std::is_integral_v<B> && !std::is_same_v<A, bool> &&
-                  !std::is_same_v<B, bool>) {
+    constexpr bool numbers = std::is_integral_v<A> && std::is_integral_v<B>;
+    constexpr bool others = std::is_same_v<A, bool> || std::is_same_v<B, bool> || std::is_same_v<A, char> ||
+                            std::is_same_v<B, char>;
+    if constexpr (numbers && !others) {
         good = std::cmp_equal(a, b);
     } else if constexpr (std::is_convertible_v<const A&, std::string_view> &&
                          std::is_convertible_v<const B&, std::string_view>) {

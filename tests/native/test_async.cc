@@ -3,8 +3,11 @@
 #include "async_queue.hh"
 
 #include <algorithm>
+#include <thread>
 
+#include "api/handles.hh"
 #include "base/alloc.hh"
+#include "block/node.hh"
 
 namespace {
 
@@ -329,18 +332,80 @@ TEST(what_was_not_begun_is_cancelled) {
     }
 }
 
-TEST(what_was_begun_completes_with_its_result) {
+// With the driver, which only lets it wait: a minute each, were they not cancelled.
+TEST(what_a_driver_holds_back_is_cancelled) {
     Engine engine;
     engine_context_t* context = engine.context("io0");
-    engine_user_t* user = Engine::user(open_null(engine, "20ms"), "test");
+    engine_user_t* user = Engine::user(open_null(engine, "60s"), "test");
     Queue queue(engine);
-    char buffer[512];
-    CHECK_EQ(queue.submit(user, context, reads(buffer, 1, 7)), 0);
-    run_on(context, [] {});  // by now it is with the driver
-    CHECK_EQ(engine_cancel(queue, 7), 1);
+    char buffer[3 * 512];
+    CHECK_EQ(queue.submit(user, context, reads(buffer, 3, 7)), 0);
+    run_on(context, [] {});  // by now they are with the driver
+    for (uint64_t token : {8, 7, 9}) {
+        CHECK_EQ(engine_cancel(queue, token), 1);
+        REQUIRE(queue.wait_for(queue.completed.size() + 1));
+        CHECK_EQ(queue.completed[token].times, 1);
+        CHECK_EQ(queue.completed[token].result, -ECANCELED);
+        CHECK(queue.completed[token].text.find("was cancelled") != std::string::npos);
+    }
+    engine_user_close(user, nullptr);
+}
+
+TEST(what_waits_for_its_turn_is_cancelled) {
+    Engine engine;
+    engine_context_t* context = engine.context("io0");
+    engine_node_t* node = engine.open(
+        {{"driver", "throttle"}, {"node-name", "slow"}, {"limits.iops-total", "1"}, {"file.driver", "null"}});
+    engine_user_t* user = Engine::user(node, "test");
+    Queue queue(engine);
+    std::vector<char> buffer(50 * 512);
+    CHECK_EQ(queue.submit(user, context, reads(buffer.data(), 50)), 0);
+    run_on(context, [] {});
+    for (uint64_t token = 50; token-- != 0;) engine_cancel(queue, token);
+    REQUIRE(queue.wait_for(50));
+    unsigned cancelled = 0;
+    for (auto& [token, one] : queue.completed) {
+        CHECK_EQ(one.times, 1);
+        CHECK(one.result == 512 || one.result == -ECANCELED);
+        if (one.result == -ECANCELED) cancelled++;
+    }
+    CHECK(cancelled >= 45);  // at one a second
+    engine_user_close(user, nullptr);
+}
+
+TEST(what_a_change_of_the_graph_holds_back_is_cancelled) {
+    Engine engine;
+    engine_context_t* context = engine.context("io0");
+    engine_node_t* node = open_null(engine, "60s");
+    engine_user_t* user = Engine::user(node, "test");
+    Queue queue(engine);
+    char buffer[2 * 512];
+    CHECK_EQ(queue.submit(user, context, reads(buffer, 1, 1)), 0);
+    run_on(context, [] {});
+    std::thread change([node] {  // waits for the one that is inside
+        Error error;
+        engine_option options[] = {{"driver", "passthrough"}, {"node-name", "filter"}};
+        engine_node_t* filter = nullptr;
+        CHECK_EQ(engine_node_insert_filter(node, options, 2, 0, &filter, &error), 0);
+        CHECK_EQ(engine_node_remove_filter(filter, 0, nullptr, &error), 0);
+    });
+    auto* native = engine::api::unwrap(user);
+    CHECK(embedder::eventually([&] {
+        bool parked = false;
+        run_on(context,
+               [&] { native->for_each_port([&](auto& port) { parked = parked || port.parked(); }); });
+        return parked;
+    }));
+    CHECK_EQ(queue.submit(user, context, reads(buffer + 512, 1, 2)), 0);
+    run_on(context, [] {});
+    CHECK_EQ(engine_cancel(queue, 2), 1);
     REQUIRE(queue.wait_for(1));
-    CHECK_EQ(queue.completed[7].times, 1);
-    CHECK_EQ(queue.completed[7].result, 512);
+    CHECK_EQ(queue.completed[2].result, -ECANCELED);
+    CHECK(queue.completed[2].text.find("while a change of the graph held it back") != std::string::npos);
+    CHECK_EQ(engine_cancel(queue, 1), 1);
+    REQUIRE(queue.wait_for(2));
+    CHECK_EQ(queue.completed[1].result, -ECANCELED);
+    change.join();
     engine_user_close(user, nullptr);
 }
 

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "aio/context.hh"
@@ -498,6 +499,44 @@ BOTH(two_handlers_of_one_descriptor)
 BOTH(descriptors_of_a_busy_context)
 BOTH(short_waits)
 BOTH(wakes_once_for_each_message)
+
+// --- what is peculiar to io_uring
+
+// The slot leads to the file, whatever has become of the descriptor.
+TEST(uring_registered_files) {
+    Home home(ENGINE_BACKEND_IO_URING);
+    auto& backend = home.context->backend();
+    TempFile file;
+    char data[4096], back[4096];
+    memset(data, 'r', sizeof data);
+    REQUIRE(pwrite(file.fd, data, sizeof data, 0) == 4096);
+    std::vector<int16_t> slots;
+    home.context->call_and_wait([&] {
+        for (unsigned i = 0; i < 65; i++) slots.push_back(backend.register_file(file.fd));
+    });
+    CHECK_EQ(slots[0], 0);
+    CHECK_EQ(slots[63], 63);
+    CHECK_EQ(slots[64], -1);
+    auto read = [&](int16_t slot) {
+        Wait op;
+        iovec part{back, sizeof back};
+        op.kind = IoKind::read;
+        op.iov = &part;
+        op.iov_count = 1;
+        op.length = sizeof back;
+        op.file_slot = slot;
+        op.start(*home.context);
+        return op.finish();
+    };
+    close(std::exchange(file.fd, -1));
+    CHECK_EQ(read(slots[7]), 4096);
+    CHECK(memcmp(data, back, sizeof data) == 0);
+    CHECK_EQ(read(-1), -EBADF);
+    home.context->call_and_wait([&] { backend.unregister_file(7); });
+    CHECK_EQ(read(7), -EBADF);
+    home.context->call_and_wait([&] { backend.unregister_file(-1); });
+    CHECK_EQ(read(6), 4096);
+}
 
 // --- what is peculiar to the threads backend
 

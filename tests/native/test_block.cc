@@ -97,12 +97,13 @@ struct Scripted {
     engine_user_t* user = nullptr;
     Error error;
 
-    explicit Scripted(Script with = {}) {
+    explicit Scripted(Script with = {}, std::initializer_list<engine_option> options = {}) {
         script = std::move(with);
         context = engine.context("io0");
         Node* made = nullptr;
         engine::block::OptionBag bag;
         bag.set("node-name", "disk");
+        for (const engine_option& option : options) bag.set(option.key, option.value);
         REQUIRE(open_node(*engine::api::unwrap(engine.get()), scripted, std::move(bag), &made, &error) == 0);
         node = engine::api::wrap(made);
         user = Engine::user(node, "test");
@@ -148,9 +149,10 @@ TEST(chunks_of_zeroes_keep_to_the_drivers_limit) {
     REQUIRE(script.seen.size() == 3);
     CHECK_EQ(disk.seen(0).length, 8192);
     CHECK_EQ(disk.seen(2).length, 4096);
-    CHECK_EQ(disk.run(ENGINE_OP_WRITE, 0, 12288), -EINVAL);
-    CHECK_EQ(disk.error.kind, ENGINE_ERROR_LIMIT);
-    CHECK(disk.error.says("at most 8192 at a time"));
+    CHECK_EQ(disk.run(ENGINE_OP_WRITE, 0, 12288), 12288);
+    CHECK_EQ(disk.seen(3).length, 8192);
+    CHECK_EQ(disk.seen(4).offset, 8192);
+    CHECK_EQ(disk.seen(4).length, 4096);
 }
 
 TEST(without_fallback_zeroes_are_refused) {
@@ -241,26 +243,76 @@ TEST(what_a_driver_cannot_is_said) {
     CHECK(script.seen.empty());
 }
 
-TEST(alignment_is_demanded) {
+// What of it arrives; that the outcome is right is shown by test_alignment.cc.
+TEST(what_does_not_suit_the_driver_goes_through_a_buffer_that_does) {
     Script with;
     with.request_alignment = 512;
     with.memory_alignment = 512;
     Scripted disk(std::move(with));
-    alignas(512) char buffer[1024];
-    auto run = [&](uint32_t op, char* at, uint64_t offset, uint64_t bytes) {
-        return io(disk.user, op, at, offset, bytes, 0, &disk.error, disk.context);
+    alignas(512) char buffer[1024] = {'x'};
+    auto check = [&](uint32_t op, char* at, uint64_t offset, uint64_t bytes,
+                     std::initializer_list<Op> expected) {
+        script.seen.clear();
+        CHECK(io(disk.user, op, at, offset, bytes, 0, &disk.error, disk.context) >= 0);
+        REQUIRE(script.seen.size() == expected.size());
+        for (size_t i = 0; i < expected.size(); i++) {
+            CHECK(disk.seen(i).op == expected.begin()[i]);
+            CHECK_EQ(disk.seen(i).id, disk.seen(0).id);
+            CHECK_EQ((disk.seen(i).offset | disk.seen(i).length) % 512, 0);
+        }
     };
-    CHECK_EQ(run(ENGINE_OP_READ, buffer, 512, 512), 512);
-    CHECK_EQ(run(ENGINE_OP_READ, buffer, 100, 512), -EINVAL);
-    CHECK(disk.error.says("both must be multiples of 512 bytes here"));
-    CHECK_EQ(run(ENGINE_OP_WRITE, buffer, 512, 100), -EINVAL);
-    CHECK_EQ(run(ENGINE_OP_WRITE_ZEROES, buffer, 512, 100), -EINVAL);
-    CHECK_EQ(run(ENGINE_OP_READ, buffer + 8, 512, 512), -EINVAL);
-    CHECK(disk.error.says("buffers must be aligned to 512 bytes"));
+    check(ENGINE_OP_READ, buffer, 512, 512, {Op::read});
+    check(ENGINE_OP_READ, buffer, 100, 512, {Op::read});
+    CHECK_EQ(disk.seen(0).length, 1024);
+    check(ENGINE_OP_READ, buffer + 8, 512, 512, {Op::read});
+    check(ENGINE_OP_WRITE, buffer + 8, 512, 512, {Op::write});  // nothing to keep
+    check(ENGINE_OP_WRITE, buffer, 512, 100, {Op::read, Op::write});
+    check(ENGINE_OP_WRITE, buffer, 100, 512, {Op::read, Op::read, Op::write});
+    check(ENGINE_OP_WRITE, buffer, 512 + 100, 1024 - 100, {Op::read, Op::write});
+    check(ENGINE_OP_WRITE_ZEROES, buffer, 512, 100, {Op::read, Op::write});
+    check(ENGINE_OP_WRITE_ZEROES, buffer, 512, 1024, {Op::write});
     engine_iovec parts[] = {{buffer, 100}, {buffer + 512, 412}};
-    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 512, 0, &disk.error),
-             -EINVAL);
+    script.seen.clear();
+    CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 512, 0, &disk.error), 512);
     CHECK_EQ(script.seen.size(), 1);
+}
+
+TEST(writes_of_zeroes_are_found_out) {
+    Script with;
+    with.native_ops |= bit(Op::write_zeroes) | bit(Op::discard);
+    with.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP;
+    const struct {
+        const char* detect;
+        const char* discard;
+        Op seen;
+        uint8_t flags;
+    } cases[] = {{"off", "unmap", Op::write, 0},
+                 {"on", "ignore", Op::write_zeroes, 0},
+                 {"unmap", "unmap", Op::write_zeroes, ENGINE_MAY_UNMAP}};
+    for (const auto& one : cases) {
+        Scripted disk(with, {{"detect-zeroes", one.detect}, {"discard", one.discard}});
+        std::vector<char> buffer(8192);
+        auto write = [&](uint32_t flags) {
+            return io(disk.user, ENGINE_OP_WRITE, buffer.data(), 4096, 8192, flags, &disk.error,
+                      disk.context);
+        };
+        CHECK_EQ(write(0), 8192);
+        REQUIRE(script.seen.size() == 1);
+        CHECK(disk.seen(0).op == one.seen && disk.seen(0).flags == one.flags && disk.seen(0).length == 8192);
+        buffer[8191] = 'x';
+        CHECK_EQ(write(0), 8192);
+        CHECK(disk.seen(1).op == Op::write);
+        buffer[8191] = 0;
+        CHECK_EQ(write(ENGINE_FUA), 8192);
+        CHECK_EQ(script.seen.size(), one.seen == Op::write ? 3 : 4);
+        if (one.seen != Op::write) CHECK(disk.seen(3).op == Op::flush);
+    }
+    Engine engine;
+    Error error;
+    engine_node_t* node = nullptr;
+    CHECK_EQ(engine.open({{"driver", "null"}, {"detect-zeroes", "unmap"}}, &node, &error), -EINVAL);
+    CHECK_EQ(std::string_view(error.field), "detect-zeroes");
+    CHECK(error.says("set discard=unmap too, or detect-zeroes=on"));
 }
 
 TEST(the_callers_vector_is_checked) {

@@ -91,6 +91,8 @@ BOTH(a_failed_flush_is_remembered) {
     Bench bench(backend);
     std::string path = folder.make("a.img", MiB);
     engine_node_t* node = bench.file(path);
+    char byte = 1;
+    CHECK_EQ(bench.write(node, &byte, 0, 1), 1);  // now the context knows the file
     int opened = -1;
     for (int fd = 3; fd < 256 && opened < 0; fd++) {
         char link[64], target[512] = {};
@@ -110,7 +112,6 @@ BOTH(a_failed_flush_is_remembered) {
     close(kept);
     close(ends[0]);
     close(ends[1]);
-    char byte = 1;
     CHECK_EQ(bench.write(node, &byte, 0, 1), 1);  // writes go on
     bench.close_node(node);
     node = bench.file(path);

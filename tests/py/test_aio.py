@@ -329,8 +329,17 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_cancelled_request_keeps_its_buffer_until_it_has_ended() -> None:
+    go_on = threading.Event()
+
+    class Slow(engine.BlockDriver):
+        size = 1 << 20
+
+        def pread(self, length: int, offset: int) -> bytes:
+            assert go_on.wait(30)
+            return bytes(length)
+
     async def work(eng: aio.Engine) -> None:
-        async with slow_node(eng, "300ms") as node:
+        async with await eng.open_driver(Slow()) as node:
             buffer = bytearray(512)
             task = asyncio.create_task(node.pread_into(buffer, 0))
             await until(lambda: node.stats().in_flight == 1)
@@ -339,9 +348,25 @@ def test_a_cancelled_request_keeps_its_buffer_until_it_has_ended() -> None:
                 await task
             assert node.stats().in_flight == 1  # it was not waited for
             assert is_in_use(buffer)
+            go_on.set()
             await until(lambda: not is_in_use(buffer))
             assert node.stats().in_flight == 0
             assert await node.pread(4, 0) == bytes(4)
+
+    run(work)
+
+
+def test_cancelling_ends_what_only_waits() -> None:
+    async def work(eng: aio.Engine) -> None:
+        async with slow_node(eng, "60s") as node:
+            buffer = bytearray(512)
+            task = asyncio.create_task(node.pread_into(buffer, 0))
+            await until(lambda: node.stats().in_flight == 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda: not is_in_use(buffer))  # in far less than a minute
+            assert node.stats().op["read"].errors == 1
 
     run(work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import warnings
 
 import pytest
@@ -92,9 +93,17 @@ def test_a_close_on_another_thread() -> None:
 
 def test_a_loop_that_ends_with_requests_in_flight() -> None:
     """asyncio.run cancels the tasks; the buffers are given back by the next loop, or with the engine."""
+
+    class Slow(engine.BlockDriver):  # what is with it cannot be cancelled
+        size = 1 << 20
+
+        def pread(self, length: int, offset: int) -> bytes:
+            time.sleep(0.2)
+            return bytes(length)
+
     with engine.Engine() as blocking:
         eng = aio.Engine.over(blocking)
-        node = eng.node(blocking.open(driver="null", latency_ns=LATENCY))
+        node = eng.node(blocking.open_driver(Slow()))
         buffer = bytearray(512)
 
         async def leave() -> None:

@@ -29,7 +29,13 @@ typedef struct engine_config {
     uint32_t locking;      /* engine_locking */
     uint32_t lock_profile; /* 1: wait and hold histograms for every lock */
     uint32_t backend;      /* engine_backend_kind of the context main */
-    uint64_t reserved[8];
+    /* What all its nodes and queues may use together; 0: the default. */
+    uint64_t max_bounce_bytes; /* of buffers for requests that do not suit a driver (64 MiB); at the limit such
+                                * requests take turns at a buffer that is set aside */
+    uint64_t max_requests;     /* in completion queues, not yet drained (1 Mi); at the limit submitting fails
+                                * with EAGAIN */
+    uint64_t max_descriptors;  /* files that nodes keep open (no limit); at the limit opening fails with EMFILE */
+    uint64_t reserved[5];
 } engine_config;
 
 /* Log-linear histogram of nanoseconds: 32 linear buckets for each power of two.

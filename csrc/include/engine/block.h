@@ -71,9 +71,9 @@ typedef struct engine_node_info {
     char driver[32];
     char filename[1024];        /* protocols with a file; else empty */
     uint64_t bytes;             /* size of the disk */
-    uint32_t request_alignment; /* offsets and lengths, bytes */
-    uint32_t memory_alignment;  /* buffers, bytes */
-    uint64_t max_transfer;      /* bytes; 0: none */
+    uint32_t request_alignment; /* offsets and lengths that need no bounce buffer, bytes */
+    uint32_t memory_alignment;  /* buffers that need none, bytes */
+    uint64_t max_transfer;      /* of the driver, bytes: longer requests are split; 0: none */
     uint32_t child_count;
     uint32_t user_count;
     uint32_t ops;               /* bit 1 << engine_op for each operation that works without emulation */
