@@ -197,11 +197,11 @@ int CompletionQueue::begin_batch(User* user, aio::AioContext* context, size_t co
     if (result != 0) return result;
     Quota& limit = engine_.limits.requests;
     if (!limit.take(count)) {
-        return base::fail(
-            error, ENGINE_ERROR_LIMIT, EAGAIN, {.operation = "submit", .field = "max_requests"},
-            "submit: %zu more requests are over the engine's limit of %lu (%lu are not drained): "
-            "drain some, or raise max_requests",
-            count, limit.most(), limit.used());
+        base::fail(error, ENGINE_ERROR_LIMIT, EAGAIN, {.operation = "submit", .field = "max_requests"},
+                   "submit: %zu more requests are over the engine's limit of %lu (%lu are not drained): "
+                   "drain some, or raise max_requests",
+                   count, limit.most(), limit.used());
+        return -EAGAIN;
     }
     Port* port = nullptr;
     result = begin_use(engine_, user, context, "submit", &port, error);
