@@ -32,6 +32,7 @@ struct Instance;  // engine_t
 
 namespace engine::block {
 
+class MetaLock;
 class Node;
 class User;
 struct NodeControl;
@@ -152,6 +153,7 @@ struct NodeControl {
     bool dead = false;     // freed with the last pin
     coro::Mutex edges;     // rank 1
     base::Mutex lists;     // short
+    const MetaLock* meta = nullptr;  // rank 2, of a driver with tables; guarded by Instance::control
     std::vector<Child> children ENGINE_GUARDED_BY(lists);
     std::vector<User*> users ENGINE_GUARDED_BY(lists);
     std::vector<std::unique_ptr<Channel>> channels ENGINE_GUARDED_BY(lists);
