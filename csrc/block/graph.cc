@@ -123,6 +123,7 @@ void abandon_node(Instance& engine, Node* node,
     if (driver_opened && node->driver->close != nullptr) node->driver->close(*node);
     engine.main()->call_and_wait([node] { forget_edges(*node); });
     for (Child& child : node->control->children) {
+        if (child.owned) drop_unused_channels(engine, child.node);
         bool unused = false;
         engine.main()->call_and_wait([&] {
             base::Guard guard(child.node->control->lists);
@@ -345,7 +346,7 @@ int open_node(Instance& engine, const Driver& driver, OptionBag bag, bool insert
         result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "open: out of memory");
     }
     if (result != 0) {
-        if (driver_opened) on_main(engine, [&] { return drop_channels_of(engine, node.get(), nullptr); });
+        drop_unused_channels(engine, node.get());
         abandon_node(engine, node.release(), driver_opened);
     }
     if (held != nullptr) held->let_go();
