@@ -6,6 +6,7 @@
 
 #include "api/handles.hh"
 #include "base/clock.hh"
+#include "block/meta_lock.hh"
 
 using namespace engine;
 using namespace engine::api;
@@ -277,7 +278,9 @@ uint32_t engine_lock_count(engine_t* handle) {
     Instance& engine = *unwrap(handle);
     if (engine.check(nullptr, "query locks", false) != 0) return 0;
     std::lock_guard guard(engine.control);
-    return static_cast<uint32_t>(engine.nodes.size()) + (engine.locking == ENGINE_LOCKING_GLOBAL ? 1 : 0);
+    uint32_t count = engine.locking == ENGINE_LOCKING_GLOBAL ? 1 : 0;
+    for (const block::Node* node : engine.nodes) count += node->control->meta != nullptr ? 2 : 1;
+    return count;
 }
 
 int engine_lock_get(engine_t* handle, uint32_t index, engine_lock_info* out) {
@@ -289,25 +292,24 @@ int engine_lock_get(engine_t* handle, uint32_t index, engine_lock_info* out) {
     base::Histogram::reset(&info->wait_ns);
     base::Histogram::reset(&info->hold_ns);
     std::lock_guard guard(engine.control);
-    auto fill = [&info](const auto& lock) {
+    bool found = false;
+    auto fill_if_reached = [&](const auto& lock, uint32_t rank, const char* owner, const char* name) {
+        if (found || index-- != 0) return;
+        found = true;
         info->acquisitions = lock.acquisitions();
         info->contended = lock.contended();
         lock.read_profile(&info->wait_ns, &info->hold_ns);
+        info->rank = rank;
+        base::copy_text(info->owner, owner);
+        base::copy_text(info->lock, name);
     };
-    if (engine.locking == ENGINE_LOCKING_GLOBAL && index-- == 0) {
-        fill(engine.turn_mutex);
-        base::copy_text(info->owner, "engine");
-        base::copy_text(info->lock, "global");
-    } else if (index < engine.nodes.size()) {
-        const block::NodeControl& control = *engine.nodes[index]->control;
-        fill(control.edges);
-        info->rank = 1;
-        base::copy_text(info->owner, control.name.c_str());
-        base::copy_text(info->lock, "edges");
-    } else {
-        return -ENOENT;
+    if (engine.locking == ENGINE_LOCKING_GLOBAL) fill_if_reached(engine.turn_mutex, 0, "engine", "global");
+    for (const block::Node* node : engine.nodes) {
+        const block::NodeControl& control = *node->control;
+        fill_if_reached(control.edges, 1, control.name.c_str(), "edges");
+        if (control.meta != nullptr) fill_if_reached(*control.meta, 2, control.name.c_str(), "meta");
     }
-    return write_out(*info, out);
+    return found ? write_out(*info, out) : -ENOENT;
 }
 
 int engine_probe_backend(uint32_t backend, char* features, size_t features_size, engine_error* error) {

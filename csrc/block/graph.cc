@@ -123,6 +123,7 @@ void abandon_node(Instance& engine, Node* node,
     if (driver_opened && node->driver->close != nullptr) node->driver->close(*node);
     engine.main()->call_and_wait([node] { forget_edges(*node); });
     for (Child& child : node->control->children) {
+        if (child.owned) drop_unused_channels(engine, child.node);
         bool unused = false;
         engine.main()->call_and_wait([&] {
             base::Guard guard(child.node->control->lists);
@@ -137,6 +138,25 @@ void abandon_node(Instance& engine, Node* node,
         }
     }
     retire_node(engine, node);
+}
+
+// What the node is to open as its child; nothing where it can do without one.
+int describe_child(Node& node, const ChildDef& def, OptionBag* bag, OptionBag* nested, engine_error* error) {
+    bool is_file = std::strcmp(def.role, "file") == 0;
+    if (node.driver->complete_child != nullptr) {
+        int result = node.driver->complete_child(node, def, *bag, nested, error);
+        if (result != 0) return result;
+    }
+    if (is_file) move_to_file(*node.driver, bag, nested);
+    if (nested->all().empty()) {
+        if (!def.required) return 0;
+        return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = def.role},
+                          "driver %s needs a '%s': give %s%s.driver=…, or the name of a node",
+                          node.driver->name, def.role, is_file ? "filename=…, " : "", def.role);
+    }
+    if (def.read_only && nested->find("read-only") == nullptr) nested->set("read-only", "on");
+    inherit(*bag, nested);
+    return 0;
 }
 
 int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag, bool inserting,
@@ -159,14 +179,8 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
         referred = *reference;
         bag->erase(def.role);
     } else {
-        if (std::strcmp(def.role, "file") == 0) move_to_file(*node.driver, bag, &nested);
-        if (nested.all().empty()) {
-            if (!def.required) return 0;
-            return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = def.role},
-                              "driver %s needs a '%s': give filename=…, %s.driver=…, or the name of a node",
-                              node.driver->name, def.role, def.role);
-        }
-        inherit(*bag, &nested);
+        result = describe_child(node, def, bag, &nested, error);
+        if (result != 0 || nested.all().empty()) return result;
         result = open_node(engine, std::move(nested), &opened, error);
     }
     if (result != 0) return result;
@@ -178,10 +192,10 @@ int open_child(Instance& engine, Node& node, const ChildDef& def, OptionBag* bag
               .owned = opened != nullptr,
               .inserting = inserting};
     User* user = nullptr;
+    bool reads = node.read_only || def.read_only;
     try {
-        result =
-            create_edge(edge, user_name.c_str(), node.read_only ? child_read_permissions : child_permissions,
-                        child_shared, &user, error);
+        result = create_edge(edge, user_name.c_str(), reads ? child_read_permissions : child_permissions,
+                             child_shared, &user, error);
     } catch (const std::bad_alloc&) {
         result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "open: out of memory");
     }
@@ -346,7 +360,7 @@ int open_node(Instance& engine, const Driver& driver, OptionBag bag, bool insert
         result = base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, {.operation = "open"}, "open: out of memory");
     }
     if (result != 0) {
-        if (driver_opened) on_main(engine, [&] { return drop_channels_of(engine, node.get(), nullptr); });
+        drop_unused_channels(engine, node.get());
         abandon_node(engine, node.release(), driver_opened);
     }
     if (held != nullptr) held->let_go();

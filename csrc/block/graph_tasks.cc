@@ -125,14 +125,17 @@ struct MakeChannel final : Rally::Part {
     }
 };
 
+// With nothing in flight, on its context; or anywhere, once that has closed: it touches no channel any more.
+void end_channel(std::unique_ptr<Channel> channel) noexcept {
+    ENGINE_CHECK(channel->in_flight.get() == 0 && channel->empty());
+    if (channel->node->driver->close_channel != nullptr) channel->node->driver->close_channel(*channel);
+}
+
 struct DestroyChannel final : Rally::Part {
     std::unique_ptr<Channel> channel;
 
-    // With nothing in flight. A context that has closed touches no channel any more.
     void work() noexcept override {
-        ENGINE_CHECK(channel->in_flight.get() == 0 && channel->empty());
-        if (channel->node->driver->close_channel != nullptr) channel->node->driver->close_channel(*channel);
-        channel.reset();
+        end_channel(std::move(channel));
         answer();
     }
 };
@@ -195,6 +198,24 @@ Task<int> drop_channels(Instance& engine, const std::vector<Node*>& nodes,
     }
     co_await rally;
     co_return 0;
+}
+
+void drop_unused_channels(Instance& engine, Node* node) noexcept {
+    for (;;) {
+        std::unique_ptr<Channel> channel;
+        engine.main()->call_and_wait([&] {
+            bool used;
+            {
+                base::Guard guard(node->control->lists);
+                used = !node->control->users.empty();
+            }
+            if (!used && !node->control->working) channel = take_channel(node, nullptr);
+        });
+        if (channel == nullptr) return;
+        Channel* gone = channel.release();
+        auto end = [gone] { end_channel(std::unique_ptr<Channel>(gone)); };
+        if (gone->context->call_and_wait(end) != 0) end();
+    }
 }
 
 // --- homes

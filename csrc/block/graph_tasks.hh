@@ -194,6 +194,8 @@ Channel* find_channel(Node* node, const aio::AioContext* context);
 Task<int> drop_channels_of(Instance& engine, Node* node, const aio::AioContext* only);
 Task<int> drop_channels(Instance& engine, const std::vector<Node*>& nodes,
                         const aio::AioContext* only = nullptr);
+// Those of a node that is not to stay open, where nobody uses it. Takes no memory. Foreign threads.
+void drop_unused_channels(Instance& engine, Node* node) noexcept;
 
 // --- users; on main, the node's edges held. permissions.cc
 int check_user(Node* node, const User& user, std::span<User* const> leaving, engine_error* error);

@@ -33,6 +33,7 @@ struct Instance;  // engine_t
 
 namespace engine::block {
 
+class MetaLock;
 class Node;
 class Tracking;
 class User;
@@ -44,6 +45,7 @@ enum class DetectZeroes : uint8_t { off, on, unmap };
 struct ChildDef {
     const char* role;  // also the option's key
     bool required;
+    bool read_only = false;  // only ever read, so that others may share it; opened read-only with the node
 };
 
 // What a driver gets to open itself with. It sets the node's limits and fills its state.
@@ -71,6 +73,10 @@ struct Driver {
     // Home thread. The request has been checked against the node's limits; ends with finish(), not from in
     // here.
     void (*submit)(Channel& channel, Request* request);
+    // Options of a child that is opened along with the node: completes what the caller gave, in `nested`, of
+    // which `bag` holds the rest. The node's state is zeroed. May be null.
+    int (*complete_child)(Node& node, const ChildDef& def, const OptionBag& bag, OptionBag* nested,
+                          engine_error* error) = nullptr;
     // Passes on what it gets to its one child, `file`: may be inserted above a node and removed under load.
     bool filter = false;
     // Background work of a node, on its home context: the channel is that of the home. May be null.
@@ -181,6 +187,7 @@ struct NodeControl {
     coro::Mutex edges;     // rank 1
     base::Mutex lists;     // short
     std::unique_ptr<Tracking> tracking;
+    const MetaLock* meta = nullptr;  // rank 2, of a driver with tables; guarded by Instance::control
     std::vector<Child> children ENGINE_GUARDED_BY(lists);
     std::vector<User*> users ENGINE_GUARDED_BY(lists);
     std::vector<std::unique_ptr<Channel>> channels ENGINE_GUARDED_BY(lists);

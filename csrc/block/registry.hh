@@ -9,6 +9,7 @@ extern const Driver external_driver;
 extern const Driver file_driver;
 extern const Driver memory_driver;
 extern const Driver null_driver;
+extern const Driver overlay_driver;
 extern const Driver passthrough_driver;
 extern const Driver raw_driver;
 extern const Driver throttle_driver;

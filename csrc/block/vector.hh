@@ -32,6 +32,16 @@ class VectorCursor {
     void advance(uint64_t bytes) noexcept {
         for_each(bytes, [](std::byte*, size_t) {});
     }
+    // How many parts the next bytes lie in.
+    size_t parts(uint64_t bytes) const noexcept {
+        VectorCursor at = *this;
+        size_t count = 0;
+        at.for_each(bytes, [&count](std::byte*, size_t) { count++; });
+        return count;
+    }
+    void clear(uint64_t bytes) noexcept {
+        for_each(bytes, [](std::byte* at, size_t length) { memset(at, 0, length); });
+    }
     void copy_to(std::byte* to, uint64_t bytes) noexcept {
         for_each(bytes, [&to](const std::byte* from, size_t length) {
             memcpy(to, from, length);

@@ -10,6 +10,8 @@ namespace {
 const OptionDef options[] = {
     {"filename", OptionType::string, nullptr, nullptr,
      "path of a regular file or block device; a plain name, in which nothing has a special meaning", true},
+    {"unnamed", OptionType::boolean, "off", nullptr,
+     "a new, empty file without a name in the directory `filename`: nothing is left of it, whatever happens"},
     {"locking", OptionType::enumeration, "auto", "auto|on|off",
      "lock the file against other processes as QEMU does: auto where the system can, on or fail, off"},
     {"cache.direct", OptionType::boolean, "off", nullptr,

@@ -122,6 +122,31 @@ int open_descriptor(const char* name, bool direct, const OpenArguments& argument
     return fd.release();
 }
 
+int open_unnamed(const char* directory, bool direct, const OpenArguments& arguments, struct stat* status) {
+    if (arguments.read_only) {
+        return base::fail(arguments.error, ENGINE_ERROR_INVALID, EINVAL,
+                          {.operation = "open", .field = "unnamed"},
+                          "option 'unnamed': a new file that cannot be written is of no use: leave out "
+                          "read-only, or name a file");
+    }
+    int flags = O_TMPFILE | O_EXCL | O_CLOEXEC | O_RDWR;
+    Descriptor fd(open(directory, flags | (direct ? O_DIRECT : 0), 0600));
+    if (fd.get() < 0 || fstat(fd.get(), status) != 0) {
+        int errnum = errno;
+        const char* advice =
+            errnum == EOPNOTSUPP || errnum == EISDIR
+                ? "its file system has no unnamed files: name a directory elsewhere"
+            : errnum == ENOENT || errnum == ENOTDIR ? "with unnamed=on it must be a directory that is there"
+            : errnum == EACCES || errnum == EPERM   ? "this user may not write in it: see its mode"
+                                                    : "name another directory";
+        return base::fail(arguments.error, ENGINE_ERROR_OS, errnum,
+                          {.operation = "open", .field = "filename"},
+                          "directory '%s': cannot make an unnamed file in it: %s: %s", directory,
+                          strerrordesc_np(errnum), advice);
+    }
+    return fd.release();
+}
+
 bool power_of_two(uint64_t n) noexcept {
     return n != 0 && (n & (n - 1)) == 0;
 }
@@ -186,11 +211,14 @@ int open_file(Node& node, const OpenArguments& arguments) {
     const std::string& name = arguments.options.text("filename");
     bool direct = arguments.options.boolean("cache.direct");
     struct stat status{};
-    int opened = open_descriptor(name.c_str(), direct, arguments, &status);
+    bool unnamed = arguments.options.boolean("unnamed");
+    int opened = unnamed ? open_unnamed(name.c_str(), direct, arguments, &status)
+                         : open_descriptor(name.c_str(), direct, arguments, &status);
     if (opened < 0) return opened;
     Descriptor fd(opened);
-    int result = lock_file(fd.get(), name.c_str(), arguments.read_only,
-                           locking_of(arguments.options.text("locking")), arguments.error);
+    // Nobody else can open what has no name.
+    FileLocking locking = unnamed ? FileLocking::off : locking_of(arguments.options.text("locking"));
+    int result = lock_file(fd.get(), name.c_str(), arguments.read_only, locking, arguments.error);
     if (result != 0) return result;
     uint64_t bytes = 0;
     result = find_size(fd.get(), status, name.c_str(), arguments, &bytes);
@@ -213,7 +241,7 @@ int open_file(Node& node, const OpenArguments& arguments) {
     }
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     node.holes = !state.device;
-    node.control->filename = name;
+    node.control->filename = unnamed ? name + " (unnamed file)" : name;
     state.shared = new FileShared;
     state.fd = fd.release();
     return 0;

@@ -116,11 +116,13 @@ TEST(wrong_options_answer_with_what_would_be_right) {
     error = refused(engine, {{"driver", "null"}, {"size", "1G"}, {"size", "2G"}}, EINVAL, "size");
     CHECK(error.says("option 'size' is given twice"));
     error = refused(engine, {{"size", "1G"}}, EINVAL, "driver");
-    CHECK(error.says(
-        "option 'driver' is missing; there are: external, file, memory, null, passthrough, raw, throttle"));
+    CHECK(
+        error.says("option 'driver' is missing; there are: external, file, memory, null, overlay, "
+                   "passthrough, raw, throttle"));
     error = refused(engine, {{"driver", "vmdk"}}, ENOENT, "driver");
-    CHECK(error.says(
-        "there is no driver 'vmdk'; there are: external, file, memory, null, passthrough, raw, throttle"));
+    CHECK(
+        error.says("there is no driver 'vmdk'; there are: external, file, memory, null, overlay, "
+                   "passthrough, raw, throttle"));
     error = refused(engine, {{"driver", "file"}}, EINVAL, "filename");
     error = refused(engine, {{"driver", "raw"}}, EINVAL, "file");
     CHECK(error.says("driver raw needs a 'file': give filename="));
