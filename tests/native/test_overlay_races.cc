@@ -97,10 +97,10 @@ TEST(a_failed_write_lets_its_cluster_go) {
 // --- two contexts against a model
 
 #ifdef EMBEDDER_TSAN
-constexpr unsigned rounds = 400;
+constexpr unsigned rounds = 150;
 constexpr unsigned changes = 12;
 #else
-constexpr unsigned rounds = 3000;
+constexpr unsigned rounds = 1500;
 constexpr unsigned changes = 60;
 #endif
 
