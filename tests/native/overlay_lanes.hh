@@ -118,15 +118,17 @@ class Lane : Request {
     std::atomic<bool> over_{false};
 };
 
-// Reads anywhere, until all lanes are done. It may meet a write, but nothing that was written elsewhere.
+// Reads anywhere, so many times or until all lanes are done. It may meet a write, but nothing that was
+// written elsewhere.
 class Scanner : Request {
   public:
-    void begin(const View& view, engine_context_t* on, uint64_t bytes, uint64_t seed,
+    void begin(const View& view, engine_context_t* on, uint64_t bytes, uint64_t seed, unsigned rounds,
                std::function<bool()> finished) {
         embedder::Error told;
         REQUIRE(open_port(engine::api::unwrap(view.user), engine::api::unwrap(on), &port_, &told) == 0);
         random_ = engine::base::Random(seed);
         bytes_ = bytes;
+        left_ = rounds;
         finished_ = std::move(finished);
         op = Op::read;
         complete = [](Request* request) { static_cast<Scanner*>(request)->completed(); };
@@ -140,7 +142,7 @@ class Scanner : Request {
 
   private:
     void next_one() {
-        if (finished_()) {
+        if (left_-- == 0 || finished_()) {
             over_.store(true, std::memory_order_release);
             return;
         }
@@ -168,6 +170,7 @@ class Scanner : Request {
     std::function<bool()> finished_;
     std::vector<char> data_;
     uint64_t bytes_ = 0;
+    unsigned left_ = 0;
     unsigned wrong_ = 0;
     std::atomic<bool> over_{false};
 };
@@ -196,14 +199,15 @@ class Lanes {
         }
         auto finished = [this] { return lanes_done(); };
         for (unsigned i = 0; i < scanners_.size(); i++) {
-            scanners_[i].begin(view, contexts[i % 2], info.bytes, seed + 50 + i, finished);
+            scanners_[i].begin(view, contexts[i % 2], info.bytes, seed + 50 + i, rounds_, finished);
         }
     }
     void stop() {
         for (Lane& lane : lanes_) lane.stop();
     }
     bool done() const {
-        return std::all_of(scanners_.begin(), scanners_.end(), [](const Scanner& one) { return one.done(); });
+        return lanes_done() &&
+               std::all_of(scanners_.begin(), scanners_.end(), [](const Scanner& one) { return one.done(); });
     }
     void check(const View& view) const {
         for (const Scanner& scanner : scanners_) CHECK_EQ(scanner.wrong(), 0);
