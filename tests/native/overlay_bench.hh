@@ -26,6 +26,7 @@ struct Shelf {
     explicit Shelf(uint64_t size) : bytes(size, std::byte{0xdd}) {}
     std::vector<std::byte> bytes;
     std::atomic<bool> holding{false};  // keeps reads and writes until they are released
+    std::atomic<bool> holding_discards{false};
     std::atomic<unsigned> held{0};
     std::atomic<bool> full{false};  // writes fail
 };
@@ -83,7 +84,8 @@ void shelf_do(Channel& channel, Request* request) {
 void shelf_submit(Channel& channel, Request* request) {
     Shelf& shelf = *channel.node->state<ShelfState>().shelf;
     bool data = request->op == Op::read || request->op == Op::write;
-    if (!data || !shelf.holding) {
+    bool hold = data ? shelf.holding.load() : request->op == Op::discard && shelf.holding_discards;
+    if (!hold) {
         shelf_do(channel, request);
         return;
     }
@@ -225,7 +227,7 @@ struct ShelfDisk : Disk {
     uint64_t given_back() { return stats_of(data).op[ENGINE_OP_DISCARD].requests; }
     // Lets go what the shelf holds on a context.
     void release(engine_context_t* context) {
-        shelf.holding = false;
+        shelf.holding = shelf.holding_discards = false;
         Channel* channel = find_channel(api::unwrap(data), api::unwrap(context));
         REQUIRE(channel != nullptr);
         embedder::run_on(context, [channel] {
