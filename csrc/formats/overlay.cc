@@ -23,8 +23,9 @@ constexpr unsigned sub_bits_min = 9;
 
 const OptionDef options[] = {
     {"data", OptionType::enumeration, "memory", "memory|file",
-     "where what is written goes: memory, or an unnamed file in `directory`, which a crash leaves no trace "
-     "of"},
+     "where what is written goes: memory, or an unnamed file in `directory`, of which a crash leaves "
+     "nothing; "
+     "without it `file` may be a node whose content is lost"},
     {"directory", OptionType::string, "/var/tmp", nullptr, "of the unnamed file; for data=file"},
     {"cluster-size", OptionType::size, "64k", "4k..512k",
      "bytes of the data node that are taken at a time; a power of two"},

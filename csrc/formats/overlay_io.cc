@@ -6,7 +6,6 @@
 
 namespace engine::formats {
 
-using block::bit;
 using block::Channel;
 using block::ChildRequest;
 using block::ChildRequests;

@@ -246,11 +246,12 @@ TEST(the_unnamed_file_leaves_nothing) {
         CHECK_EQ(engine_user_create(child_of(disk.node, 1), "reader", ENGINE_PERM_CONSISTENT_READ,
                                     ENGINE_PERM_ALL, &reader, &disk.error),
                  0);
-        CHECK(eventually([&] {
+        auto is_empty = [&] {
             engine_extent extent{};
             int64_t count = engine_user_block_status(reader, nullptr, 0, 2 << 20, &extent, 1, &disk.error);
             return count == 1 && extent.flags == ENGINE_EXTENT_ZERO && extent.length == 2 << 20;
-        }));
+        };
+        CHECK(eventually(is_empty));
         CHECK_EQ(engine_user_close(reader, &disk.error), 0);
     }
     CHECK_EQ(rmdir(directory), 0);
@@ -397,6 +398,29 @@ TEST(short_memory_leaves_the_old_content) {
             }
         }
     }
+}
+
+TEST(what_could_not_be_given_back_is_given_back_later) {
+    Shelf shelf(2 << 20);
+    ShelfDisk disk("1M", shelf);
+    // So that the pools have what requests and passes take, but for the grace.
+    disk.fill(0, 4096, 'a');
+    CHECK_EQ(disk.run(ENGINE_OP_DISCARD, 0, 4096), 0);
+    CHECK(eventually([&] { return disk.given_back() == 1; }));
+    disk.let_time_pass();
+    for (uint64_t at = 0; at < 3; at++) disk.fill(at * 4096, 4096, 'b');
+    Shortage shortage{0, true};
+    engine_set_allocation_hook(Shortage::refuse, &shortage);
+    int64_t result = disk.run(ENGINE_OP_DISCARD, 0, 4096);
+    bool asked = eventually([&] { return shortage.seen != 0; });
+    engine_set_allocation_hook(nullptr, nullptr);
+    CHECK_EQ(result, 0);
+    CHECK(asked);
+    disk.let_time_pass();
+    CHECK_EQ(disk.given_back(), 1);
+    CHECK_EQ(disk.run(ENGINE_OP_DISCARD, 8192, 4096), 0);
+    CHECK(eventually([&] { return disk.given_back() == 3; }));
+    CHECK(disk.holds(0, 4096, 0) && disk.holds(4096, 4096, 'b') && disk.holds(8192, 4096, 0));
 }
 
 TEST(an_overlay_is_opened_or_not) {

@@ -35,11 +35,12 @@ TEST(a_cluster_that_is_being_read_is_not_used_anew) {
     CHECK(disk.holds(0, cluster, 0) && disk.holds(cluster, 3 * cluster, 'b'));
     // Now it may be.
     CHECK(eventually([&] { return disk.given_back() == 1; }));
-    CHECK(eventually([&] {
+    auto used_anew = [&] {
         CHECK_EQ(disk.run(ENGINE_OP_DISCARD, cluster, cluster), 0);
         disk.fill(cluster, cluster, 'c');
         return shelf.bytes[0] == std::byte{'c'};
-    }));
+    };
+    CHECK(eventually(used_anew));
     CHECK(disk.holds(cluster, cluster, 'c') && disk.holds(2 * cluster, 2 * cluster, 'b'));
 }
 
@@ -179,11 +180,12 @@ TEST(a_cluster_on_its_way_back_holds_up_a_change) {
         removed = engine_node_remove_filter(filter, 0, nullptr, &error);
     });
     Port* port = api::unwrap(disk.user)->find_port(api::unwrap(context));
-    CHECK(eventually([&] {
+    auto is_parked = [&] {
         bool parked = false;
         embedder::run_on(context, [&] { parked = port->parked(); });
         return parked;
-    }));
+    };
+    CHECK(eventually(is_parked));
     // The read alone: what is held for the home's work comes after it.
     Channel* channel = find_channel(api::unwrap(disk.data), api::unwrap(context));
     embedder::run_on(context, [channel] {

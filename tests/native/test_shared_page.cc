@@ -93,7 +93,9 @@ void refused_requests(engine_user_t* user, engine_user_t* reader, engine_context
     CHECK(engine_user_block_status(user, context, 0, bytes, extents, 4, &error) >= 1);
 }
 
-void survives(Engine& engine, engine_node_t* node, uint32_t backend, uint64_t bytes, uint64_t requests) {
+// `homes`: how many channels it has elsewhere.
+void survives(Engine& engine, engine_node_t* node, uint32_t backend, uint64_t bytes, uint64_t requests,
+              uint32_t homes = 0) {
     engine_context_t* contexts[] = {engine.context("io0", backend), engine.context("io1", backend)};
     engine_user_t* user = Engine::user(node, "load");
     engine_user_t* reader = Engine::user(node, "reader", ENGINE_PERM_CONSISTENT_READ);
@@ -110,7 +112,7 @@ void survives(Engine& engine, engine_node_t* node, uint32_t backend, uint64_t by
         engine_node_stats stats{};
         stats.size = sizeof stats;
         CHECK_EQ(engine_node_get_stats(node, nullptr, &stats), 0);
-        CHECK_EQ(stats.channels, 2);
+        CHECK_EQ(stats.channels, 2 + homes);
         CHECK_EQ(stats.in_flight, 0);
         uint64_t counted = 0;
         for (const engine_op_stats& op : stats.op) counted += op.requests;
@@ -177,6 +179,14 @@ TEST(raw_over_a_file_is_not_written) {
         survives(engine, node, backend, 4 << 20,
                  file_requests / (backend == ENGINE_BACKEND_THREADS ? 10 : 1));
     }
+}
+
+// What the two of them change, table and lock, lies elsewhere.
+TEST(an_overlay_is_not_written) {
+    Engine engine;
+    engine_node_t* node =
+        engine.open({{"driver", "overlay"}, {"backing.driver", "memory"}, {"backing.size", "4M"}});
+    survives(engine, node, ENGINE_BACKEND_AUTO, 4 << 20, file_requests / 10, 1);
 }
 
 }  // namespace

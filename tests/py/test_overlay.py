@@ -25,11 +25,13 @@ def test_the_driver_table() -> None:
 
 
 @pytest.mark.parametrize("data", ["memory", "file"])
-def test_two_sandboxes_over_one_image(eng: engine.Engine, image: Path, content: bytes, data: str, tmp_path: Path) -> None:
-    eng.open(driver="raw", node_name="base", filename=image, read_only=True)
+def test_two_sandboxes_over_one_image(
+    eng: engine.Engine, image: Path, content: bytes, data: str, tmp_path: Path
+) -> None:
+    base = eng.open(driver="raw", filename=image, read_only=True)
     where = {"directory": str(tmp_path)} if data == "file" else {}
-    one = eng.open(driver="overlay", backing="base", data=data, **where)
-    two = eng.open(driver="overlay", backing="base", data=data, **where)
+    one = eng.open(driver="overlay", backing=base.name, data=data, **where)
+    two = eng.open(driver="overlay", backing=base.name, data=data, **where)
     assert os.listdir(tmp_path) == ["disk.img"]  # the data has no name
     assert one.size == len(content)
     one.pwrite(b"1" * 4096, 8192)
