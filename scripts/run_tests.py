@@ -217,8 +217,8 @@ def test_clang_format() -> Counts:
 
 
 def test_clang_tidy() -> Counts:
-    """With the flags of the clang build. The analyser may take a fifth of its usual steps for each function: that
-    is a third of the time, and found all that it found before."""
+    """With the flags of the clang build. The analyser may take a fifth of its usual steps for each function,
+    which takes a third of the time."""
     analyser = ("-analyzer-config", "max-nodes=40000")
     tidy = clang_tool("clang-tidy")
     if tidy is None or not configure(BUILD / "tsan", clang(), *TSAN_OPTIONS):
@@ -226,7 +226,16 @@ def test_clang_tidy() -> Counts:
     driver = clang_tool("run-clang-tidy") or "run-clang-tidy"
     extra = [f"-extra-arg={word}" for option in analyser for word in ("-Xclang", option)]
     return check(
-        driver, "-clang-tidy-binary", tidy, "-p", BUILD / "tsan", "-quiet", "-j", JOBS, *extra, f"^{ROOT}/csrc/.*"
+        driver,
+        "-clang-tidy-binary",
+        tidy,
+        "-p",
+        BUILD / "tsan",
+        "-quiet",
+        "-j",
+        JOBS,
+        *extra,
+        f"^{ROOT}/csrc/.*",
     )
 
 
