@@ -7,8 +7,9 @@ export PYTHON
 venv := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize dialect python-test clean
-.PHONY: wheel wheel-test setup-run setup-bench setup-test
+.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize
+.PHONY: dialect
+.PHONY: python-test clean wheel wheel-test setup-run setup-bench setup-test
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

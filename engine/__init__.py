@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         now_ns,
         probe_backend,
     )
+    from engine.blockio import Extent
     from engine.buffer import Buffer
     from engine.callbacks import BottomHalf, DelayedCall, FdHandler, Timer
     from engine.context import AioContext, ContextInfo, ContextStats
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from engine.histogram import Histogram
-    from engine.node import BlockNode, BlockUser, Extent, NodeInfo, NodeStats, PauseStats
+    from engine.node import BlockNode, BlockUser, NodeInfo, NodeStats, PauseStats
     from engine.options import DriverInfo, OptionInfo, drivers
     from engine.queue import QueueStats, VirtioBlk, VirtQueue
     from engine.stats import LockInfo, OpStats
@@ -104,6 +105,7 @@ _MODULES = {
         "now_ns",
         "probe_backend",
     ),
+    "blockio": ("Extent",),
     "buffer": ("Buffer",),
     "callbacks": ("BottomHalf", "DelayedCall", "FdHandler", "Timer"),
     "context": ("AioContext", "ContextInfo", "ContextStats"),
@@ -121,7 +123,7 @@ _MODULES = {
         "Unsupported",
     ),
     "histogram": ("Histogram",),
-    "node": ("BlockNode", "BlockUser", "Extent", "NodeInfo", "NodeStats", "PauseStats"),
+    "node": ("BlockNode", "BlockUser", "NodeInfo", "NodeStats", "PauseStats"),
     "options": ("DriverInfo", "OptionInfo", "drivers"),
     "queue": ("QueueStats", "VirtQueue", "VirtioBlk"),
     "stats": ("LockInfo", "OpStats"),

@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any
 
 from engine._native import ffi, lib
+from engine.blockio import Extent
 from engine.driver import PASS_ON, BlockDriver, DriverRequest
-from engine.node import Extent
 from engine.stats import OPERATIONS
 
 NAMES = {number: name for name, number in OPERATIONS.items()}

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import ref
 
 from engine._bindings import FOREVER, NULL, check, struct, translate
+from engine._future import IoFuture
 from engine._handle import Handle
 from engine._native import ffi, lib
 from engine.errors import Closed, EngineError, InvalidArgument
@@ -77,10 +78,11 @@ class LoopQueue:
         request: tuple[Any, ...],
         resources: Any,
         finish: Callable[[int], Any] | None,
-    ) -> tuple[asyncio.Future[Any], int]:
+    ) -> IoFuture[Any]:
         """`request`: the fields of an engine_request from `offset` on. Owns `resources`."""
         self._token = token = self._token + 1
-        future = loop.create_future()
+        future: IoFuture[Any] = IoFuture(loop=loop)
+        future._queue, future._token = self, token
         self._flights[token] = (future, resources, finish, user.label, operation)
         key = (user, context)
         requests = self._pending.get(key)
@@ -92,7 +94,7 @@ class LoopQueue:
             loop.call_soon(self._flush)
         elif len(requests) >= _SUBMIT_AT:
             self._send(key)
-        return future, token
+        return future
 
     def submit_many(
         self,
@@ -101,7 +103,7 @@ class LoopQueue:
         context: Handle | None,
         vector: Any,
         operation: str,
-    ) -> tuple[asyncio.Future[Any], int]:
+    ) -> IoFuture[Any]:
         """A whole vector, at once: there is nothing to gather."""
         self._token = token = self._token + 1
         error = struct("engine_error")
@@ -114,9 +116,10 @@ class LoopQueue:
                 operation,
                 user.label,
             )
-            future = loop.create_future()
+            future: IoFuture[Any] = IoFuture(loop=loop)
+            future._queue, future._token = self, token
             self._flights[token] = (future, vector, None, user.label, operation)
-        return future, token
+        return future
 
     def cancel(self, token: int) -> None:
         """Asks a request to stop. Its buffers stay in use until it has."""
@@ -173,7 +176,11 @@ class LoopQueue:
         try:
             with self._handle.in_use():
                 for future, value in self._take(self._handle.check()):
-                    if not future.done():
+                    if future.done():
+                        continue
+                    if type(value) is int:  # nearly all
+                        future.set_result(value)
+                    else:
                         deliver(future, value)
         except Closed:
             pass  # or a child of a fork, which has no business with its parent's loop
@@ -183,9 +190,13 @@ class LoopQueue:
         count = lib.engine_cq_drain(queue, self._completions, _DRAIN_MOST)
         words = self._words[: 3 * max(count, 0)].tolist()
         done = []
+        flights, release = self._flights, ffi.release
         for i in range(0, len(words), 3):
-            future, resources, finish, label, operation = self._flights.pop(words[i])
-            let_go(resources)
+            future, resources, finish, label, operation = flights.pop(words[i])
+            if type(resources) is _EXPORT:
+                release(resources)
+            else:
+                resources.release()
             result = words[i + 1]
             value: Any = result
             if result < 0:
@@ -257,6 +268,14 @@ class LoopQueues:
                 self._sweep()
                 queue = self._by_loop[id(loop)] = LoopQueue(self._engine, loop)
         return queue
+
+    def own(self, resources: Any) -> bool:
+        """Do they belong to a request that is in flight? The loop's thread; for what has gone wrong."""
+        return any(
+            flight[1] is resources
+            for queue in list(self._by_loop.values())
+            for flight in list(queue._flights.values())
+        )
 
     def _sweep(self) -> None:
         """Those of loops that have ended go as soon as nothing is in flight in them."""

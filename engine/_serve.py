@@ -22,8 +22,8 @@ from engine._driver_job import Job, Methods, Wrong, collect
 from engine._handle import Handle
 from engine._native import ffi, lib
 from engine._threads import join
+from engine.blockio import BlockIO
 from engine.errors import TimedOut
-from engine.node import BlockIO
 
 if TYPE_CHECKING:
     from engine.core import Engine

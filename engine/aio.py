@@ -5,6 +5,9 @@ back in batches over one descriptor for each loop. What the engine does not do a
 closing, devices) runs in the loop's default executor. Every object stands in front of a blocking one,
 `.blocking`; several loops may use the same.
 
+Reads, writes and the like are futures: begun when they are called, with what is wrong with an argument told
+there, and gathered without a task for each. `asyncio.create_task` and `TaskGroup.create_task` take them too.
+
 A request that is cancelled raises CancelledError at once, while its buffers stay in use until it has really
 ended: resizing one meanwhile is a BufferError.
 """
@@ -14,18 +17,20 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 import engine
 from engine._bindings import NULL
 from engine._buffers import IoVector, exported
-from engine._loop import LoopQueue, LoopQueues, let_go
+from engine._future import IoFuture
+from engine._loop import LoopQueues, let_go
 from engine._native import ffi, lib
 from engine._off_loop import Closeable, Copy, VirtioBlk, VirtQueue, Workload, off_loop
 from engine._vectors import Vector
+from engine.blockio import EXTENTS_AT_A_TIME, HARMLESS, checked_range, extents_of, zeroes_flags
 from engine.errors import Closed
-from engine.node import EXTENTS_AT_A_TIME, HARMLESS, checked_range, extents_of, zeroes_flags
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -62,7 +67,7 @@ class _Kept:
 
 
 class BlockIO(Closeable):
-    """Reading and writing, which nodes and users have in common: `engine.node.BlockIO`, awaitable."""
+    """Reading and writing, which nodes and users have in common: `engine.blockio.BlockIO`, awaitable."""
 
     blocking: engine.BlockNode | engine.BlockUser
     _queues: LoopQueues
@@ -74,114 +79,77 @@ class BlockIO(Closeable):
         resources: Any,
         context: Place,
         finish: Callable[[int], Any] | None = None,
-    ) -> tuple[LoopQueue, asyncio.Future[Any], int]:
-        """`request`: the fields of an engine_request from `offset` on. Owns `resources`."""
-        try:
-            loop = asyncio.get_running_loop()
-            queue = self._queues.of(loop)
-            user = self.blocking._user(operation not in HARMLESS)
-            target = None if context is None else self.blocking._engine._context_handle(context)
-            future, token = queue.submit(loop, user, target, operation, request, resources, finish)
-        except BaseException:
-            let_go(resources)
-            raise
-        return queue, future, token
+    ) -> IoFuture[Any]:
+        """`request`: the fields of an engine_request from `offset` on. Owns `resources`, unless it raises."""
+        loop = asyncio.get_running_loop()
+        user = self.blocking._user(operation not in HARMLESS)
+        target = None if context is None else self.blocking._engine._context_handle(context)
+        return self._queues.of(loop).submit(loop, user, target, operation, request, resources, finish)
 
-    def _begin_one(
+    def _one(
         self, operation: str, buffer: Any, offset: int, flags: int, context: Place, finish: Any = None
-    ) -> tuple[LoopQueue, asyncio.Future[Any], int]:
+    ) -> IoFuture[Any]:
         pointer = exported(buffer, operation == "read")
         try:
             nbytes, offset = checked_range(len(pointer), offset)
+            request = (offset, nbytes, pointer, NULL, 0, flags)
+            return self._begin(operation, request, pointer, context, finish)
         except BaseException:
-            let_go(pointer)
-            raise
-        return self._begin(operation, (offset, nbytes, pointer, NULL, 0, flags), pointer, context, finish)
-
-    async def _perform(
-        self,
-        operation: str,
-        request: tuple[Any, ...],
-        resources: Any,
-        context: Place,
-        finish: Callable[[int], Any] | None = None,
-    ) -> Any:
-        queue, future, token = self._begin(operation, request, resources, context, finish)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            queue.cancel(token)
+            if not self._queues.own(pointer):  # Ctrl-C may come when the request is on its way already
+                let_go(pointer)
             raise
 
-    async def _several(
+    def _several(
         self, operation: str, buffers: Iterable[Any], offset: int, flags: int, context: Place
-    ) -> Any:
+    ) -> IoFuture[Any]:
         vector = IoVector(buffers, writable=operation == "read")
         try:
             nbytes, offset = checked_range(vector.nbytes, offset)
+            request = (offset, nbytes, NULL, vector.array, vector.count, flags)
+            return self._begin(operation, request, vector, context)
         except BaseException:
-            vector.release()
+            if not self._queues.own(vector):
+                vector.release()
             raise
-        request = (offset, nbytes, NULL, vector.array, vector.count, flags)
-        return await self._perform(operation, request, vector, context)
 
-    async def pread(self, length: int, offset: int, *, context: Place = None) -> bytes:
+    def pread(self, length: int, offset: int, *, context: Place = None) -> IoFuture[bytes]:
         """Reads `length` bytes at `offset`."""
         length, offset = checked_range(length, offset)
         data = self.blocking._new_buffer(length, offset)
-        begun = self._begin_one("read", data, offset, 0, context, lambda _: bytes(data))
-        queue, future, token = begun
-        try:
-            result: bytes = await future
-        except asyncio.CancelledError:
-            queue.cancel(token)
-            raise
-        return result
+        return self._one("read", data, offset, 0, context, lambda _: bytes(data))
 
-    async def pread_into(self, buffer: WriteableBuffer, offset: int, *, context: Place = None) -> int:
+    def pread_into(self, buffer: WriteableBuffer, offset: int, *, context: Place = None) -> IoFuture[int]:
         """Fills a writable buffer from `offset`, without a copy. Returns its size in bytes."""
-        queue, future, token = self._begin_one("read", buffer, offset, 0, context)
-        try:
-            result: int = await future
-        except asyncio.CancelledError:
-            queue.cancel(token)
-            raise
-        return result
+        return self._one("read", buffer, offset, 0, context)
 
-    async def preadv(self, buffers: Iterable[WriteableBuffer], offset: int, *, context: Place = None) -> int:
+    def preadv(
+        self, buffers: Iterable[WriteableBuffer], offset: int, *, context: Place = None
+    ) -> IoFuture[int]:
         """Fills at most 1024 buffers, one after another, in one request. Returns their size in bytes."""
-        result: int = await self._several("read", buffers, offset, 0, context)
-        return result
+        return self._several("read", buffers, offset, 0, context)
 
-    async def pwrite(
+    def pwrite(
         self, data: ReadableBuffer, offset: int, fua: bool = False, *, context: Place = None
-    ) -> int:
+    ) -> IoFuture[int]:
         """Writes a buffer at `offset`, without a copy. fua: durable before it returns. Returns its size."""
-        queue, future, token = self._begin_one("write", data, offset, lib.ENGINE_FUA if fua else 0, context)
-        try:
-            result: int = await future
-        except asyncio.CancelledError:
-            queue.cancel(token)
-            raise
-        return result
+        return self._one("write", data, offset, lib.ENGINE_FUA if fua else 0, context)
 
-    async def pwritev(
+    def pwritev(
         self, buffers: Iterable[ReadableBuffer], offset: int, fua: bool = False, *, context: Place = None
-    ) -> int:
+    ) -> IoFuture[int]:
         """Writes at most 1024 buffers, one after another, in one request. Returns their size in bytes."""
-        result: int = await self._several("write", buffers, offset, lib.ENGINE_FUA if fua else 0, context)
-        return result
+        return self._several("write", buffers, offset, lib.ENGINE_FUA if fua else 0, context)
 
-    async def flush(self, *, context: Place = None) -> None:
+    def flush(self, *, context: Place = None) -> IoFuture[None]:
         """Writes that have completed are durable when it returns."""
-        await self._perform("flush", (0, 0), _NOTHING, context, _none)
+        return self._begin("flush", (0, 0), _NOTHING, context, _none)
 
-    async def discard(self, length: int, offset: int, *, context: Place = None) -> None:
+    def discard(self, length: int, offset: int, *, context: Place = None) -> IoFuture[None]:
         """Says that a range is not needed any more; its content is undefined afterwards."""
         length, offset = checked_range(length, offset)
-        await self._perform("discard", (offset, length), _NOTHING, context, _none)
+        return self._begin("discard", (offset, length), _NOTHING, context, _none)
 
-    async def write_zeroes(
+    def write_zeroes(
         self,
         length: int,
         offset: int,
@@ -190,11 +158,11 @@ class BlockIO(Closeable):
         fua: bool = False,
         *,
         context: Place = None,
-    ) -> None:
-        """Makes a range read as zeroes: see `engine.node.BlockIO.write_zeroes`."""
+    ) -> IoFuture[None]:
+        """Makes a range read as zeroes: see `engine.blockio.BlockIO.write_zeroes`."""
         length, offset = checked_range(length, offset)
         flags = zeroes_flags(may_unmap, no_fallback, fua)
-        await self._perform("write_zeroes", (offset, length, NULL, NULL, 0, flags), _NOTHING, context, _none)
+        return self._begin("write_zeroes", (offset, length, NULL, NULL, 0, flags), _NOTHING, context, _none)
 
     async def resize(self, size: int, *, context: Place = None) -> None:
         """Sets the size in bytes; what is added reads as zeroes. Needs the permission `resize`.
@@ -202,6 +170,18 @@ class BlockIO(Closeable):
         In the executor: it waits until nothing is inside the node.
         """
         await off_loop(lambda: self.blocking.resize(size, context=context))
+
+    async def copy_range(
+        self, source: BlockIO, length: int, source_offset: int, offset: int, *, context: Place = None
+    ) -> None:
+        """Copies a range of another node into this one: see `engine.blockio.BlockIO.copy_range`.
+
+        In the executor. Cancelled, it ends within 256 MiB.
+        """
+        target = self.blocking
+        reader: Any = getattr(source, "blocking", source)  # refused below unless it is one
+        for part in target._copy_parts(reader, length, source_offset, offset):
+            await off_loop(partial(target._copy_part, reader, *part, context))
 
     async def read_many(
         self,
@@ -214,7 +194,7 @@ class BlockIO(Closeable):
         errors: str = "raise",
         out: Any = None,
     ) -> Any:
-        """As `engine.node.BlockIO.read_many`. Cancelled, it begins no more parts."""
+        """As `engine.blockio.BlockIO.read_many`. Cancelled, it begins no more parts."""
         vector = Vector("read", buffer, offsets, length, iodepth=iodepth, errors=errors, out=out)
         return await self._many("read", vector, context)
 
@@ -230,7 +210,7 @@ class BlockIO(Closeable):
         errors: str = "raise",
         out: Any = None,
     ) -> Any:
-        """As `engine.node.BlockIO.write_many`. Cancelled, it begins no more parts."""
+        """As `engine.blockio.BlockIO.write_many`. Cancelled, it begins no more parts."""
         flags = lib.ENGINE_FUA if fua else 0
         vector = Vector(
             "write", buffer, offsets, length, iodepth=iodepth, errors=errors, out=out, flags=flags
@@ -243,15 +223,11 @@ class BlockIO(Closeable):
             queue = self._queues.of(loop)
             user = self.blocking._user(operation == "write")
             target = self.blocking._engine._context_handle(context)
-            future, token = queue.submit_many(loop, user, target, vector, f"{operation} many")
+            future = queue.submit_many(loop, user, target, vector, f"{operation} many")
         except BaseException:
             vector.release()
             raise
-        try:
-            await future
-        except asyncio.CancelledError:
-            queue.cancel(token)
-            raise
+        await future
         return vector.outcome()
 
     def extents(
@@ -269,7 +245,7 @@ class BlockIO(Closeable):
         kept = _Kept(native)
         while offset < end:
             request = (offset, end - offset, NULL, NULL, 0, 0, native, EXTENTS_AT_A_TIME)
-            count = await self._perform("block_status", request, kept, context)
+            count = await self._begin("block_status", request, kept, context)
             if count == 0:
                 return
             found = extents_of(native, count)
@@ -333,6 +309,13 @@ class BlockNode(BlockIO):
     def set_throttle(self, **limits: int | str) -> None:
         """New limits for a throttle node: see `engine.BlockNode.set_throttle`."""
         self.blocking.set_throttle(**limits)
+
+    async def resume_faults(self) -> int:
+        """Lets all requests go that a fault node holds: see `engine.BlockNode.resume_faults`.
+
+        Closing the engine waits for requests that are held: resume them, or close the filter, before.
+        """
+        return await off_loop(self.blocking.resume_faults)
 
     async def user(
         self,

@@ -1,5 +1,4 @@
-"""Block drivers and filters written in Python: what a user's class looks like. It is served by
-`engine._serve`.
+"""Block drivers and filters written in Python: what a user's class looks like. `engine._serve` serves it.
 
 A driver's methods run on threads of its own, never on a context's; what they share they guard themselves.
 """
@@ -11,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from engine.node import BlockIO, Extent
+    from engine.blockio import BlockIO, Extent
 
 
 class _PassOn(enum.Enum):
@@ -34,9 +33,8 @@ class BlockDriver:
         write_zeroes(length, offset)            with a parameter `may_unmap`, space may be given back
         resize(size)
         extents(offset, length) -> iterable of engine.Extent, from offset on; without it, all is data
-        submit_batch(requests)                  all that is there at once, instead of the above; see
-        DriverRequest close()                                 when the node is closed and nothing is under way
-        any more
+        submit_batch(requests)                  all that is there at once, instead of these: `DriverRequest`
+        close()                                 when the node is closed and nothing is under way any more
 
     Plain methods run on `workers` threads; with any `async def` all of them run in an asyncio loop on one
     thread, as many at a time as there are requests, so that plain ones among them must not block.

@@ -54,7 +54,8 @@ class Unsupported(EngineError):
 
 
 class CorruptImage(EngineError):
-    """An image or a ring contradicts its specification; `offset` and `field` say where."""
+    """An image or a ring contradicts its specification, or a disk what the filter `verify` compares it with;
+    `offset` and `field` say where."""
 
     kind = "corrupt"
 

@@ -22,6 +22,7 @@ OPERATIONS = {
     "write_zeroes": lib.ENGINE_OP_WRITE_ZEROES,
     "resize": lib.ENGINE_OP_RESIZE,
     "block_status": lib.ENGINE_OP_BLOCK_STATUS,
+    "copy_range": lib.ENGINE_OP_COPY_RANGE,
 }
 
 

@@ -45,24 +45,35 @@ class Counts:
 
 Part = Callable[[], Counts]
 FAILED = Counts(failed=1)
+LINES_SHOWN_AGAIN = 30  # of each part that failed, beside the summary: a log's end is what one sees of it
+latest: list[str] = []  # what the failed commands of the running part said
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, capture: bool = False) -> tuple[int, str]:
-    """Runs it with the environment's tools first in PATH: (exit status, output where asked for)."""
+    """Runs it with the environment's tools first in PATH: (exit status, output where asked for). What it
+    says is shown as it comes, and its end is kept for `latest`."""
     words = [str(word) for word in command]
     print("+", " ".join(words[:12]), "…" if len(words) > 12 else "", flush=True)
     path = f"{TOOLS}:{os.environ.get('PATH', '')}"
-    result = subprocess.run(
+    output = bytearray()
+    with subprocess.Popen(
         words,
         cwd=ROOT,
         env={**os.environ, "PATH": path, **(env or {})},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if capture else None,
-        stderr=subprocess.STDOUT if capture else None,
-        text=True,
-        check=False,
-    )
-    return result.returncode, result.stdout or ""
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        assert process.stdout is not None
+        while part := os.read(process.stdout.fileno(), 1 << 16):
+            output += part
+            if not capture:
+                sys.stdout.buffer.write(part)
+                sys.stdout.buffer.flush()
+    text = output.decode(errors="replace")
+    if process.returncode != 0:
+        latest.extend([f"+ {' '.join(words[:3])} …: exit status {process.returncode}", *text.splitlines()])
+    return process.returncode, text if capture else ""
 
 
 def check(*command: str | Path, env: Mapping[str, str] | None = None) -> Counts:
@@ -185,7 +196,8 @@ def test_python() -> Counts:
 
 def native_sources(*suffixes: str) -> list[Path]:
     """What clang-format shapes. The public C headers are laid out by hand, for readers and for cffi."""
-    folders = (ROOT / "csrc", ROOT / "tests" / "native", ROOT / "bench" / "micro")
+    native_tests = (ROOT / "tests" / name for name in ("native", "sim", "fuzz"))
+    folders = (ROOT / "csrc", *native_tests, ROOT / "bench" / "micro")
     public = ROOT / "csrc" / "include"
     found = (path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes)
     return sorted(path for path in found if public not in path.parents)
@@ -217,11 +229,11 @@ def test_clang_format() -> Counts:
 
 
 def test_clang_tidy() -> Counts:
-    """With the flags of the clang build. The analyser may take a fifth of its usual steps for each function,
-    which takes a third of the time."""
+    """With the flags of the clang build. The analyser may take a fifth of its
+    usual steps for each function, which takes a third of the time."""
     analyser = ("-analyzer-config", "max-nodes=40000")
     tidy = clang_tool("clang-tidy")
-    if tidy is None or not configure(BUILD / "tsan", clang(), *TSAN_OPTIONS):
+    if tidy is None or not configure(BUILD / "tidy", clang(), *TSAN_OPTIONS):
         return FAILED
     driver = clang_tool("run-clang-tidy") or "run-clang-tidy"
     extra = [f"-extra-arg={word}" for option in analyser for word in ("-Xclang", option)]
@@ -230,7 +242,7 @@ def test_clang_tidy() -> Counts:
         "-clang-tidy-binary",
         tidy,
         "-p",
-        BUILD / "tsan",
+        BUILD / "tidy",
         "-quiet",
         "-j",
         JOBS,
@@ -268,14 +280,19 @@ def main(arguments: list[str]) -> int:
         print(f"no part is called {unknown[0]}; there are {' '.join(known)}", file=sys.stderr)
         return 2
     REPORTS.mkdir(parents=True, exist_ok=True)
-    total, lines = Counts(), []
+    total = Counts()
+    lines: list[str] = []
+    again: list[str] = []
     for name in arguments or list(PARTS):
         print(f"\n==== {name}", flush=True)
         started = time.monotonic()
+        latest.clear()
         counts = known[name]()
         lines.append(f"  {name:<13} {counts}  ({time.monotonic() - started:.0f} s)")
+        if counts.failed:
+            again += [f"\n==== {name}, which failed, ended so:", *latest[-LINES_SHOWN_AGAIN:]]
         total += counts
-    print("\n" + "\n".join(lines))
+    print("\n".join([*again, "", *lines]))
     (REPORTS / "summary.txt").write_text(f"{total}\n", encoding="utf-8")
     print(total, flush=True)
     return 0 if total.passed and not total.failed else 1

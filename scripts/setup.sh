@@ -84,7 +84,7 @@ want_for_tests() {
     local version
     version=$(clang_version)
     want "clang-$version" "clang, the second compiler" has "clang++-$version"
-    want "libclang-rt-$version-dev" "clang's sanitizer runtimes" runtimes_of "$version"
+    want "libclang-rt-$version-dev" "clang's sanitizer runtimes and libFuzzer" runtimes_of "$version"
     want "clang-format-$version" "clang-format" has "clang-format-$version"
     want "clang-tidy-$version" "clang-tidy" has "clang-tidy-$version"
     want valgrind "valgrind, which counts instructions" has valgrind
@@ -92,7 +92,10 @@ want_for_tests() {
     want strace "strace, which counts system calls" has strace
 }
 
-runtimes_of() { compgen -G "/usr/lib/llvm-$1/lib/clang/*/lib/linux/libclang_rt.tsan-*.a"; }
+runtimes_of() {
+    compgen -G "/usr/lib/llvm-$1/lib/clang/*/lib/linux/libclang_rt.tsan-*.a" &&
+        compgen -G "/usr/lib/llvm-$1/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a"
+}
 
 # ---- Python ----
 

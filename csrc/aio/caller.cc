@@ -34,6 +34,8 @@ Registry& registry() noexcept {
     return all;
 }
 
+constexpr int ending_ms_max = 10;
+
 base::Atomic<uint64_t> next_thread_number{1};
 thread_local uint64_t thread_number = 0;
 
@@ -81,11 +83,6 @@ int CallerLoop::watch(int backend_fd) noexcept {
 int CallerLoop::fd() noexcept {
     wanted_.store_release(1);
     return epoll_fd_;
-}
-
-bool CallerLoop::orphaned() const noexcept {
-    int tid = driver_tid.load_acquire();
-    return tid != 0 && syscall(SYS_tgkill, getpid(), tid, 0) < 0 && errno == ESRCH;
 }
 
 // Set anew each time, and relative: two clocks that differ by a hair must not make a loop spin.
@@ -174,6 +171,7 @@ int ThreadDriver::open() noexcept {
 }
 
 ThreadDriver::~ThreadDriver() {
+    for (Entry& entry : entries_) entry.loop->abandon();
     if (Waiter::here() == this) Waiter::here() = nullptr;
     if (epoll_fd_ >= 0) close(epoll_fd_);
     if (event_fd_ >= 0) close(event_fd_);
@@ -260,7 +258,15 @@ int AioContext::check_driver(engine_error* error) {
                           "context %s belongs to the parent of this process: make a new engine after fork()",
                           name().c_str());
     }
-    if (caller_->driver.load_acquire() != 0 && !caller_->driven_here() && !caller_->orphaned()) {
+    auto taken = [this] {
+        return caller_->driver.load_acquire() != 0 && !caller_->driven_here() && !caller_->orphaned();
+    };
+    // A thread of a language's own may count as joined a moment before it ends.
+    for (int tries = 0; taken() && tries < ending_ms_max; tries++) {
+        constexpr timespec millisecond{0, 1'000'000};
+        nanosleep(&millisecond, nullptr);
+    }
+    if (taken()) {
         return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, where,
                           "context %s is driven by thread %d, which ran it first: run it there",
                           name().c_str(), caller_->driver_tid.load_relaxed());

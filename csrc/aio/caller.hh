@@ -39,8 +39,14 @@ class CallerLoop : public base::Link {
     // Any thread.
     int fd() noexcept;
     bool driven_here() const noexcept { return driver.load_acquire() == this_thread_number(); }
-    // The thread that drove it has ended.
-    bool orphaned() const noexcept;
+    // Its driver, whose thread ends.
+    void abandon() noexcept {
+        uint64_t me = this_thread_number();
+        driver.compare_exchange_acq_rel(me, nobody);
+    }
+    // The thread that drove it has ended: so it says itself, last of all. Whether the kernel still knows a
+    // thread says nothing: for a while it knows those that were joined.
+    bool orphaned() const noexcept { return driver.load_acquire() == nobody; }
 
     // Driver only: nothing is done before the foreign loop calls again, at `deadline_ns` on the context's
     // clock at the latest. 0: at once. UINT64_MAX: when the backend says so.
@@ -49,7 +55,8 @@ class CallerLoop : public base::Link {
     bool run() noexcept;
 
     std::mutex driving;
-    base::Atomic<uint64_t> driver{0};     // number of its thread; 0: not driven yet
+    static constexpr uint64_t nobody = UINT64_MAX;
+    base::Atomic<uint64_t> driver{0};     // number of its thread; 0: not driven yet; or nobody's any more
     base::Atomic<int32_t> driver_tid{0};  // the same thread, as the kernel calls it
     base::Atomic<uint32_t> closing{0};    // somebody waits for `driving` in order to close the context
     base::Counter driven_ns;              // when run_once() was last there; monotonic

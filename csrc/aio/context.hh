@@ -164,6 +164,7 @@ class alignas(128) AioContext final : public coro::Executor {
     bool locked_turn(bool submit) noexcept;
     bool turn(unsigned ready_most, unsigned timers_most) noexcept;
     void run_inbox() noexcept;
+    unsigned run_ready_and_inbox(unsigned most) noexcept;
     void idle(uint64_t limit_ns) noexcept;
     template <class F>
     void for_each_poller(F&& f) noexcept;

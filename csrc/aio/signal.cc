@@ -66,10 +66,13 @@ bool Signal::wait_for(uint64_t timeout_ns) noexcept {
         if (!state_.compare_exchange_acq_rel(expected, asleep) && expected == done) return true;
         uint64_t now_ns = base::monotonic_ns();
         if (now_ns >= end_ns) return is_set();
-        // Nobody sleeps in silence for a context that its caller has left alone.
-        uint64_t left_ns = std::min(end_ns - now_ns, stall_limit_ns.load_relaxed());
+        // Nobody sleeps in silence for a context that its caller has left alone. Who waits in short pieces
+        // sees to that himself.
+        uint64_t limit_ns = stall_limit_ns.load_relaxed();
+        uint64_t left_ns = std::min(end_ns - now_ns, limit_ns);
         timespec timeout{static_cast<time_t>(left_ns / 1000000000), static_cast<long>(left_ns % 1000000000)};
-        if (futex(&state_, FUTEX_WAIT_PRIVATE, asleep, &timeout) < 0 && errno == ETIMEDOUT) name_stalled();
+        bool over = futex(&state_, FUTEX_WAIT_PRIVATE, asleep, &timeout) < 0 && errno == ETIMEDOUT;
+        if (over && left_ns == limit_ns) name_stalled();
     }
 }
 

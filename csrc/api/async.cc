@@ -97,7 +97,7 @@ int64_t perform_many(block::User* user, aio::AioContext* context, const engine_m
     base::clear(error);
     result = many.prepare(what, *port);
     if (result == 0) result = context->send(&many);
-    if (result == 0) many.over.wait();
+    if (result == 0) user->engine->wait(many.over);
     block::end_use(user, context);
     if (result == 0) return many.result();
     return base::fail_os(error, -result, {.operation = "many"},

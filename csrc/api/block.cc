@@ -2,7 +2,10 @@
 #include <algorithm>
 
 #include "api/handles.hh"
+#include "block/blocking.hh"
+#include "block/copy_range.hh"
 #include "block/entry.hh"
+#include "filters/fault.hh"
 #include "filters/throttle.hh"
 
 using namespace engine;
@@ -117,12 +120,18 @@ int engine_throttle_set(engine_node_t* handle, const engine_option* options, siz
     });
 }
 
+int engine_fault_resume(engine_node_t* handle, engine_error* error) {
+    return guarded(error, "resume", [&] {
+        block::Node& node = *unwrap(handle);
+        int result = node.control->engine->check(error, "resume");
+        return result != 0 ? result : filters::resume_faults(node, error);
+    });
+}
+
 namespace {
 
-constexpr uint64_t quiesce_timeout_ns = 30'000'000'000;
-
 uint64_t timeout_or_default(uint64_t timeout_ns) {
-    return timeout_ns == 0 ? quiesce_timeout_ns : timeout_ns;
+    return timeout_ns == 0 ? block::quiesce_timeout_ns : timeout_ns;
 }
 
 }  // namespace
@@ -175,62 +184,6 @@ int engine_user_get_pauses(engine_user_t* handle, engine_pause_stats* out) {
     return write_out(stats, out);
 }
 
-namespace {
-
-// A blocking call's request: it goes to the context as a message, and its completion wakes the caller.
-struct Call : block::Request {
-    block::Port* port = nullptr;
-    aio::Signal done;
-
-    // On the home thread, while the channel that it ended on is still there: a failure that nobody has told
-    // of.
-    void tell() noexcept {
-        if (result < 0) block::describe_failure(error, *this, static_cast<int>(-result));
-    }
-};
-
-int64_t perform(engine_user_t* handle, engine_context_t* on, Call* call, engine_error* error) {
-    block::User* user = unwrap(handle);
-    Instance& engine = *user->engine;
-    int result = engine.check(error, op_name(call->op));
-    if (result != 0) return result;
-    aio::AioContext* context = on == nullptr ? engine.main() : unwrap(on);
-    result = block::begin_use(engine, user, context, op_name(call->op), &call->port, error);
-    if (result != 0) return result;
-    base::clear(error);
-    call->error = error;
-    call->complete = [](block::Request* request) {
-        auto* self = static_cast<Call*>(request);
-        self->tell();
-        self->done.set();
-    };
-    call->run = [](aio::Message* message) {
-        auto* self = static_cast<Call*>(message);
-        block::submit(*self->port, self);
-    };
-    if (call->op == Op::resize) {
-        result = block::resize_node(user, context, call->offset, quiesce_timeout_ns, error);
-        call->result = result;
-    } else {
-        result = context->send(call);
-        if (result == 0) call->done.wait();
-    }
-    block::end_use(user, context);
-    if (result == 0 && call->result >= 0) {
-        base::clear(error);  // a way that was tried first may have failed
-        return call->result;
-    }
-    int errnum = static_cast<int>(result != 0 ? -result : -call->result);
-    if (error != nullptr && error->kind == ENGINE_ERROR_NONE) {
-        base::fail_os(error, errnum, {.operation = op_name(call->op), .offset = call->offset},
-                      "user %s: %s at offset %lu failed", user->name.c_str(), op_name(call->op),
-                      call->offset);
-    }
-    return -errnum;
-}
-
-}  // namespace
-
 int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t op, const engine_iovec* iov,
                        uint32_t iov_count, uint64_t offset, uint64_t bytes, uint32_t flags,
                        engine_error* error) {
@@ -239,7 +192,7 @@ int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t 
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.field = "op"}, "unknown operation %u", op);
     }
     if (int result = block::check_entry(op, flags, iov, iov_count, bytes, error); result != 0) return result;
-    Call call;
+    block::BlockingCall call;
     call.op = static_cast<Op>(op);
     call.flags = static_cast<uint8_t>(flags);
     call.offset = offset;
@@ -249,18 +202,78 @@ int64_t engine_user_io(engine_user_t* user, engine_context_t* context, uint32_t 
         call.iov = reinterpret_cast<const iovec*>(iov);
         call.iov_count = iov_count;
     }
-    int64_t result = perform(user, context, &call, error);
+    int64_t result = block::perform(unwrap(user), unwrap(context), &call, error);
     return result < 0 ? result : data ? static_cast<int64_t>(bytes) : 0;
+}
+
+namespace {
+
+// A blocking call for a copy: a task of its context.
+struct CopyCall : coro::Callback<int64_t> {
+    struct Beginning : aio::Message {
+        CopyCall* call;
+    } beginning;
+    block::CopyRange what;
+    int64_t result = 0;
+    aio::Signal done;
+
+    explicit CopyCall(const block::CopyRange& range) noexcept : what(range) {
+        beginning.call = this;
+        beginning.run = [](aio::Message* message) {
+            CopyCall* self = static_cast<Beginning*>(message)->call;
+            coro::start(self->what.executor(), block::copy_range(self->what),
+                        static_cast<coro::Callback<int64_t>*>(self));
+        };
+        completed = [](coro::Callback<int64_t>* callback, int64_t outcome) {
+            auto* self = static_cast<CopyCall*>(callback);
+            self->result = outcome;
+            self->done.set();
+        };
+    }
+};
+
+}  // namespace
+
+int64_t engine_user_copy_range(engine_user_t* from, uint64_t source_offset, engine_user_t* to,
+                               uint64_t target_offset, uint64_t bytes, engine_context_t* on,
+                               engine_error* error) {
+    block::User *source = unwrap(from), *target = unwrap(to);
+    Instance& engine = *target->engine;
+    constexpr const char* operation = "copy-range";
+    int64_t result = engine.check(error, operation);
+    if (result != 0) return result;
+    aio::AioContext* context = on == nullptr ? engine.main() : unwrap(on);
+    block::Port *source_port = nullptr, *target_port = nullptr;
+    result = block::begin_use(engine, source, context, operation, &source_port, error);
+    if (result != 0) return result;
+    result = block::begin_use(engine, target, context, operation, &target_port, error);
+    if (result == 0) {
+        base::clear(error);
+        CopyCall call({*source_port, source_offset, *target_port, target_offset, bytes, error});
+        result = context->send(&call.beginning);
+        if (result == 0) {
+            engine.wait(call.done);
+            result = call.result;
+        }
+        block::end_use(target, context);
+    }
+    block::end_use(source, context);
+    if (result == 0) return static_cast<int64_t>(bytes);
+    if (error != nullptr && error->kind == ENGINE_ERROR_NONE) {
+        base::fail_os(error, static_cast<int>(-result), {.operation = operation, .offset = target_offset},
+                      "user %s: %s at offset %lu failed", target->name.c_str(), operation, target_offset);
+    }
+    return result;
 }
 
 int64_t engine_user_block_status(engine_user_t* user, engine_context_t* context, uint64_t offset,
                                  uint64_t bytes, engine_extent* extents, uint32_t capacity,
                                  engine_error* error) {
-    Call call;
+    block::BlockingCall call;
     call.op = Op::block_status;
     call.offset = offset;
     call.length = bytes;
     call.extents = extents;
     call.extent_capacity = capacity;
-    return perform(user, context, &call, error);
+    return block::perform(unwrap(user), unwrap(context), &call, error);
 }

@@ -82,7 +82,7 @@ int one_request(engine_queue_t* handle, virtio::BlkType type, void* in, const vo
     if (added) {
         driver.enable_calls();
         driver.publish();
-        called.wait();
+        engine_of(queue.disk()).wait(called);
         done = driver.reap(&slot, &status);
     }
     if (!done) {

@@ -2,10 +2,7 @@
 #include "base/error.hh"
 
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-
-#include "base/assert.hh"
 
 namespace engine::base {
 
@@ -63,11 +60,4 @@ int fail_os(engine_error* error, int errnum, const Where& where, const char* for
     return -errnum;
 }
 
-}  // namespace engine::base
-
-namespace engine::base {
-void check_failed(const char* expression, const char* file, int line) noexcept {
-    fprintf(stderr, "engine: check failed: %s (%s:%d)\n", expression, file, line);
-    abort();
-}
 }  // namespace engine::base

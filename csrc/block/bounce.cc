@@ -21,10 +21,10 @@ size_t block_of(const Node& node) noexcept {
 
 std::unique_ptr<BounceReserve> BounceReserve::make(const Node& node, coro::Executor& executor) {
     size_t block = block_of(node);
-    if (block == 1) return nullptr;
+    if (block == 1 && !node.driver->bounces) return nullptr;
     auto reserve = std::make_unique<BounceReserve>(executor);
     reserve->bytes = std::max(reserve_least, block);
-    reserve->memory = base::make_array<std::byte>(reserve->bytes, node.memory_alignment);
+    reserve->memory = base::make_array<std::byte>(reserve->bytes, node.best_memory_alignment);
     if (reserve->memory == nullptr) throw std::bad_alloc();
     return reserve;
 }
@@ -42,14 +42,16 @@ bool Bounce::take_from(Quota& quota, size_t bytes, size_t alignment) noexcept {
     return true;
 }
 
-coro::Task<int> Bounce::take(Channel& channel, uint64_t wanted, Bounce& out) {
+coro::Task<int> Bounce::take(Channel& channel, uint64_t wanted, Bounce& out, coro::CancelToken token) {
     const Node& node = *channel.node;
     size_t block = block_of(node);
     size_t bytes = std::max<size_t>(static_cast<size_t>(std::min<uint64_t>(wanted, bounce_most)), 1);
     bytes = (bytes + block - 1) / block * block;
-    if (out.take_from(node.control->engine->limits.bounce_bytes, bytes, node.memory_alignment)) co_return 0;
+    if (out.take_from(node.control->engine->limits.bounce_bytes, bytes, node.best_memory_alignment)) {
+        co_return 0;
+    }
     BounceReserve& reserve = *channel.reserve;
-    int result = co_await reserve.turn.acquire();
+    int result = co_await reserve.turn.acquire(1, token);
     if (result != 0) co_return result;
     out.reserve_ = &reserve;
     out.data_ = reserve.memory.get();

@@ -9,6 +9,7 @@
 
 #include "base/alloc.hh"
 #include "block/limits.hh"
+#include "coro/cancel.hh"
 #include "coro/semaphore.hh"
 #include "coro/task.hh"
 
@@ -19,7 +20,8 @@ class Node;
 
 class BounceReserve {
   public:
-    // For a channel whose node is particular about offsets or addresses; null where it is not. bad_alloc.
+    // For a channel whose node is particular about offsets or addresses, or whose driver takes such memory
+    // itself; null for others. bad_alloc.
     static std::unique_ptr<BounceReserve> make(const Node& node, coro::Executor& executor);
     explicit BounceReserve(coro::Executor& executor) noexcept : turn(executor, 1) {}
 
@@ -35,8 +37,9 @@ class Bounce {
     Bounce& operator=(const Bounce&) = delete;
     ~Bounce();
 
-    // At least one block of the node, at most `wanted` rounded up to blocks. -ENOMEM: no frame.
-    static coro::Task<int> take(Channel& channel, uint64_t wanted, Bounce& out);
+    // At least one block of the node, at most `wanted` rounded up to blocks. -ENOMEM: no frame. -ECANCELED:
+    // while it waited for its turn.
+    static coro::Task<int> take(Channel& channel, uint64_t wanted, Bounce& out, coro::CancelToken token = {});
 
     std::byte* data() const noexcept { return data_; }
     size_t bytes() const noexcept { return bytes_; }

@@ -64,8 +64,22 @@ void find_users(Instance& engine, Move& move) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
     }
 }
 
+// A filter with several children has looked at their sizes when it was opened.
+int check_children(const Move& move, engine_error* error) {
+    uint64_t opened = move.to->bytes.load_relaxed(), now = move.from->bytes.load_relaxed();
+    bool several = move.to->driver->filter && move.to->driver->children.size() > 1;
+    if (!several || opened == now) return 0;
+    const char* name = move.from->control->name.c_str();
+    return base::fail(
+        error, ENGINE_ERROR_CONFLICT, EBUSY, {.node = name, .operation = "insert"},
+        "node %s was resized from %lu to %lu bytes while driver %s was opened above it: try again", name,
+        opened, now, move.to->driver->name);
+}
+
 int check_move(const Move& move, engine_error* error) {
     if (move.edge_up != nullptr) {  // alone with `from`, once the others have gone
+        int result = check_children(move, error);
+        if (result != 0) return result;
         return check_user(move.from, *move.edge_up, move.users, error);
     }
     const char* from = move.from->control->name.c_str();
@@ -170,8 +184,10 @@ Task<int> move_users(Instance& engine, Node* from, Node* to, uint64_t timeout_ns
                      engine_error* error) {
     EdgeLocks locks(engine);
     int result = co_await lock_edges(engine, locks, [from, to](std::vector<Node*>& wanted) {
-        add_ancestors(from, wanted);
-        add_subtree(to != nullptr ? to : below(from), wanted);
+        std::vector<Node*> above;
+        add_ancestors(from, above);
+        add_subtrees(above, wanted);
+        if (to != nullptr) add_subtree(to, wanted);
     });
     bool removing = to == nullptr;
     if (removing) to = below(from);
@@ -199,7 +215,7 @@ Task<int> move_users(Instance& engine, Node* from, Node* to, uint64_t timeout_ns
     Quiesced rest;
     result = co_await quiesce(engine, above, timeout_ns, rest, error);
     if (result != 0) co_return result;
-    result = co_await settle_all(engine, above, to);
+    result = co_await settle_all(engine, std::move(above), to);  // a copy might not be had
     if (result >= 0) {
         commit(move, rest);
         bool ownerless = pass_ownership(move);
@@ -209,7 +225,8 @@ Task<int> move_users(Instance& engine, Node* from, Node* to, uint64_t timeout_ns
                       "node %s: what was pending could not be completed; nothing was changed",
                       from->control->name.c_str());
     }
-    co_await resume(engine, rest);
+    Resume going_on(engine, rest);
+    co_await going_on;
     co_return result < 0 ? result : 0;
 }
 
@@ -253,10 +270,13 @@ class ResizePart final : public Rally::Part {
 Task<int> resize_at_rest(Instance& engine, User* user, aio::AioContext* context, uint64_t bytes,
                          uint64_t timeout_ns, engine_error* error) {
     EdgeLocks locks(engine);
-    auto compute = [user](std::vector<Node*>& wanted) {
+    std::vector<Node*> nodes;
+    auto compute = [user, &nodes](std::vector<Node*>& wanted) {
         std::vector<Node*> below;
         add_subtree(user->node(), below);
-        for (Node* node : below) add_ancestors(node, wanted);
+        nodes.clear();
+        for (Node* node : below) add_ancestors(node, nodes);
+        add_subtrees(nodes, wanted);
     };
     int result = co_await lock_edges(engine, locks, compute);
     if (result != 0) co_return result;
@@ -264,13 +284,14 @@ Task<int> resize_at_rest(Instance& engine, User* user, aio::AioContext* context,
     result = co_await make_channels(engine, user->node(), on);
     if (result != 0) co_return result;
     Quiesced rest;
-    result = co_await quiesce(engine, locks.nodes(), timeout_ns, rest, error);
+    result = co_await quiesce(engine, nodes, timeout_ns, rest, error);
     if (result != 0) co_return result;
     ResizePart part(find_channel(user->node(), context), bytes, error);
     Rally rally(engine);
     rally.send(&part);
     co_await rally;
-    co_await resume(engine, rest);
+    Resume going_on(engine, rest);
+    co_await going_on;
     co_return static_cast<int>(part.result);
 }
 
@@ -360,7 +381,7 @@ int insert_filter(Node* below, const Driver& driver, OptionBag bag, uint64_t tim
     result = on_main(engine, error, "insert",
                      [&] { return move_users(engine, below, filter, timeout_ns, nullptr, error); });
     if (result != 0) {
-        close_node(filter, nullptr);
+        if (close_node(filter, nullptr) != 0) discard_node(engine, filter);
         return result;
     }
     *out = filter;

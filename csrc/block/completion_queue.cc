@@ -39,6 +39,11 @@ int RequestArray::read(const engine_request* requests, size_t count, RequestArra
     for (size_t i = 0; i < count; i++) {
         engine_request request = (*out)[i];
         if (request.size != out->stride_) return invalid("size", "`size` is not that of the first", i);
+        if (request.op == ENGINE_OP_COPY_RANGE) {
+            return base::fail(error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP,
+                              {.operation = "copy-range", .field = "op"},
+                              "a copy has two users: use engine_user_copy_range");
+        }
         if (request.op == ENGINE_OP_RESIZE) {
             return base::fail(error, ENGINE_ERROR_UNSUPPORTED, ENOTSUP,
                               {.operation = "resize", .field = "op"},
@@ -113,18 +118,34 @@ CompletionQueue::~CompletionQueue() {
 }
 
 void CompletionQueue::close() noexcept {
-    wait(nullptr, nullptr, UINT64_MAX, nullptr);
+    while (wait(nullptr, nullptr, close_patience_ns, nullptr) != 0) {
+        on_each_lane([this](const Lane* lane) { let_go(lane); });
+    }
     // The last completion of a batch comes after it is over, and then the notice: both on the context's
     // thread before it looks at this message. A context that has closed meanwhile has run all of it.
+    on_each_lane([](const Lane*) {});
+}
+
+// On its context's thread.
+template <class F>
+void CompletionQueue::on_each_lane(F f) noexcept {
     for (size_t i = 0;; i++) {
-        aio::AioContext* context = nullptr;
+        const Lane* lane = nullptr;
         {
             base::Guard guard(mutex_);
             if (i == lanes_.size()) return;
-            context = lanes_[i]->context;
+            lane = lanes_[i].get();
         }
-        (void)context->call_and_wait([] {});
+        (void)lane->context->call_and_wait([&f, lane] { f(lane); });
     }
+}
+
+// Home thread of the lane. Nothing completes in here, so batches that are not over stay so.
+void CompletionQueue::let_go(const Lane* lane) noexcept {
+    base::Guard guard(mutex_);
+    active_.for_each([lane](Batch* batch) {
+        if (batch->lane == lane && batch->left != 0) let_go_below(*batch->port);
+    });
 }
 
 // --- submitting

@@ -124,10 +124,13 @@ class CompletionQueue {
     void read_stats(engine_cq_stats* out) noexcept;
     // One thread at a time.
     size_t drain(std::span<engine_completion> out) noexcept;
-    // Waits until no context touches it any more.
+    // Waits until no context touches it any more; what drivers hold back by choice goes on meanwhile.
     void close() noexcept;
 
   private:
+    template <class F>
+    void on_each_lane(F f) noexcept;
+    void let_go(const Lane* lane) noexcept;
     void tell_lane(Lane* lane, uint64_t token) noexcept ENGINE_REQUIRES(mutex_);
     int begin_batch(User* user, aio::AioContext* context, size_t count, Batch** out, engine_error* error);
     int take_locked(Batch* batch, size_t count) noexcept ENGINE_REQUIRES(mutex_);

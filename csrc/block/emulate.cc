@@ -62,7 +62,9 @@ bool needs_bounce(const Node& node, const Request& request) noexcept {
     if (request.op != Op::read && request.op != Op::write) return false;
     bool too_scattered = request.length > node.max_transfer && request.iov_count > slice_parts_max &&
                          node.request_alignment != 1;
-    return !aligned(node, request) || !memory_aligned(node, request) || too_scattered;
+    // Where a transfer may not be as long as buffers are aligned, only one that is copied can be split.
+    bool too_long = request.length > node.max_transfer && node.max_transfer < node.memory_alignment;
+    return !aligned(node, request) || !memory_aligned(node, request) || too_scattered || too_long;
 }
 
 // A request of a task's own, on the node of the request that it works for.
@@ -134,7 +136,9 @@ Task<int64_t> transfer(Channel& channel, const Request& origin, uint8_t flags) {
         int64_t result = co_await perform(channel, origin, piece);
         co_return result;
     }
-    uint64_t most = std::max<uint64_t>(down(node, node.max_transfer), node.request_alignment);
+    // What a slice leaves of a part must be aligned in memory as well.
+    uint64_t unit = std::max(node.request_alignment, node.memory_alignment);
+    uint64_t most = node.max_transfer & ~(unit - 1);
     VectorCursor cursor(origin.iov, origin.iov_count);
     iovec parts[slice_parts_max];
     piece.iov = parts;
@@ -177,6 +181,11 @@ Task<int64_t> read_edges(Channel& channel, const Request& origin, Bounce& bounce
                          uint64_t end, uint64_t to) {
     uint64_t block = channel.node->request_alignment;
     int64_t result = 0;
+    if (block < channel.node->memory_alignment && (at != from || end != to)) {
+        // Only the beginning of the buffer suits the driver.
+        result = co_await perform(channel, origin, Op::read, from, bounce.data(), to - from, 0);
+        co_return result;
+    }
     if (at != from) {
         result = co_await perform(channel, origin, Op::read, from, bounce.data(), block, 0);
     }
@@ -406,6 +415,8 @@ bool suits_driver(const Channel& channel, const Request& request) noexcept {
             return !channel.tracked && aligned(node, request);
         case Op::write_zeroes:
             return false;
+        case Op::copy_range:
+            return !channel.tracked && node.detect_zeroes == DetectZeroes::off && aligned(node, request);
         default:
             return true;
     }

@@ -9,7 +9,8 @@
 namespace engine::block {
 
 // Does the driver get it as it is? Of requests within the disk, by an operation that the driver has. Write
-// zeroes never: whether a driver can do it may turn out only when it tries.
+// zeroes never: whether a driver can do it may turn out only when it tries. What does not is for emulate(),
+// but for copy_range, which fails.
 bool suits_driver(const Channel& channel, const Request& request) noexcept;
 
 // Takes the request over and finishes it.

@@ -53,6 +53,33 @@ void end_use(User* user, aio::AioContext* context) noexcept {
     context->let_go();
 }
 
+namespace {
+
+// In use, so what is below it stays.
+void hurry_all(Channel& channel, bool on) noexcept {
+    if (channel.node->driver->hurry != nullptr) channel.node->driver->hurry(channel, on);
+    for (Channel* child : channel.children) hurry_all(*child, on);
+}
+
+}  // namespace
+
+// A parked port belongs to a change of the graph, which has seen to it already.
+void let_go_below(Port& port) noexcept {
+    if (port.parked()) return;
+    hurry_all(*port.channel, true);
+    hurry_all(*port.channel, false);
+}
+
+void wait_to_close(aio::Signal& over, aio::AioContext& context, std::initializer_list<Port*> ports) noexcept {
+    while (!over.wait_for(close_patience_ns)) {
+        (void)context.call_and_wait([&ports] {
+            for (Port* port : ports) {
+                if (port != nullptr) let_go_below(*port);
+            }
+        });
+    }
+}
+
 void describe_failure(engine_error* error, const Request& request, int errnum) noexcept {
     if (error == nullptr || error->kind != ENGINE_ERROR_NONE) return;
     const char* name = request.channel->node->control->name.c_str();

@@ -42,7 +42,8 @@ struct Part : aio::Message {
     void begin() noexcept {
         Channel* channel = find_channel(&call->node, context);
         if (channel != nullptr && call->visit.visit != nullptr) call->visit.visit(*channel);
-        if (channel == nullptr || call->over == GraceOver::nothing) {
+        if (channel == nullptr || call->over == GraceOver::nothing ||
+            ENGINE_SEEDED_BUG(grace_answers_before_the_marks)) {
             answer();
             return;
         }
@@ -73,6 +74,7 @@ int find_contexts(Node& node, base::Owner<Part[]>* out, size_t* count) noexcept 
     *count = node.control->channels.size();
     *out = base::make_array<Part>(*count == 0 ? 1 : *count);
     if (*out == nullptr) return -ENOMEM;
+    if (ENGINE_SEEDED_BUG(grace_asks_the_first_context_alone) && *count > 1) *count = 1;
     for (size_t i = 0; i < *count; i++) (*out)[i].context = node.control->channels[i]->context;
     return 0;
 }
@@ -91,7 +93,8 @@ coro::Task<int> grace(aio::AioContext& here, Node& node, ChannelVisit visit, Gra
         part.run = [](aio::Message* message) { static_cast<Part*>(message)->begin(); };
         call.outstanding++;
         // Closed: then nothing of the node is left there.
-        if (part.context->send(&part) != 0) call.outstanding--;
+        if (part.context->send(&part) != 0 && !ENGINE_SEEDED_BUG(grace_waits_for_a_closed_context))
+            call.outstanding--;
     }
     call.answered();
     result = co_await call.done;

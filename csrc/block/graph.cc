@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "aio/caller.hh"
+#include "base/clock.hh"
 #include "base/error.hh"
 #include "block/graph_tasks.hh"
 #include "block/registry.hh"
@@ -35,6 +37,18 @@ int Instance::check(engine_error* error, const char* operation, bool blocks) con
 void Instance::adopt_orphans() {
     std::lock_guard guard(control);
     for (const auto& context : contexts) context->adopt(nullptr);
+}
+
+void Instance::wait(aio::Signal& signal) {
+    constexpr uint64_t patience_ns = 50'000'000;
+    uint64_t named_ns = base::monotonic_ns();
+    while (!signal.wait_for(patience_ns)) {
+        adopt_orphans();
+        uint64_t now_ns = base::monotonic_ns();
+        if (now_ns - named_ns < aio::stall_limit_ns.load_relaxed()) continue;
+        aio::name_stalled();
+        named_ns = now_ns;
+    }
 }
 
 namespace block {
@@ -258,7 +272,9 @@ int set_up(Instance& engine, Node& node, OptionBag& bag, bool inserting, aio::Ai
                      (*read_only == "on" || *read_only == "true" || *read_only == "yes" || *read_only == "1");
     node.control->children.reserve(node.driver->children.size());
     for (const ChildDef& def : node.driver->children) {
-        int result = open_child(engine, node, def, &bag, inserting, error);
+        bool moves =
+            inserting && &def == node.driver->children.data();  // above the node that it is inserted at
+        int result = open_child(engine, node, def, &bag, moves, error);
         if (result != 0) return result;
     }
     Options options;
@@ -369,6 +385,18 @@ int open_node(Instance& engine, const Driver& driver, OptionBag bag, bool insert
     node->control->open = true;
     *out = node.release();
     return 0;
+}
+
+void discard_node(Instance& engine, Node* node) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+    bool unused = false;
+    engine.main()->call_and_wait([&] {
+        std::lock_guard guard(engine.control);
+        unused = node->control->users.empty() && !node->control->working;
+        if (unused) node->control->open = false;
+    });
+    if (!unused) return;
+    drop_unused_channels(engine, node);
+    abandon_node(engine, node, true);
 }
 
 namespace {

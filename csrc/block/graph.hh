@@ -41,6 +41,8 @@ struct Instance {
     // Caller-driven contexts whose thread has ended are driven by the calling one while it waits: a task on
     // main may need them.
     void adopt_orphans();
+    // Blocks until then, and does so where it takes long. Foreign threads.
+    void wait(aio::Signal& signal);
     // Refuses a child of a fork, and a caller on a context's own thread where the call blocks.
     int check(engine_error* error, const char* operation, bool blocks = true) const;
 };

@@ -59,6 +59,10 @@ void add_subtree(Node* node, std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_
     for (const Child& child : node->control->children) add_subtree(child.node, nodes);
 }
 
+void add_subtrees(const std::vector<Node*>& of, std::vector<Node*>& nodes) {
+    for (Node* node : of) add_subtree(node, nodes);
+}
+
 void add_ancestors(Node* node, std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
     if (std::find(nodes.begin(), nodes.end(), node) != nodes.end()) return;
     nodes.push_back(node);

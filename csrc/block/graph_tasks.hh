@@ -17,8 +17,6 @@ namespace engine::block {
 
 using coro::Task;
 
-constexpr uint64_t orphan_check_ns = 50'000'000;
-
 // Runs make() -> Task<int> on main and waits for its result. Foreign threads only: -EDEADLK on a context's.
 template <class F>
 int on_main(Instance& engine, F&& make) {
@@ -48,8 +46,7 @@ int on_main(Instance& engine, F&& make) {
     engine.adopt_orphans();
     int result = engine.main()->send(&call);
     if (result != 0) return result;
-    // A thread that drove a context may be gone a moment later only.
-    while (!call.done.wait_for(orphan_check_ns)) engine.adopt_orphans();
+    engine.wait(call.done);
     return call.result;
 }
 
@@ -184,7 +181,8 @@ Task<int> lock_edges(Instance& engine, EdgeLocks& locks, Compute compute) {
 }
 
 // --- sets of nodes, on main
-void add_subtree(Node* node, std::vector<Node*>& nodes);    // it and all below
+void add_subtree(Node* node, std::vector<Node*>& nodes);  // it and all below
+void add_subtrees(const std::vector<Node*>& of, std::vector<Node*>& nodes);
 void add_ancestors(Node* node, std::vector<Node*>& nodes);  // it and all above
 
 // --- channels; on main, the edges of the node and of all below it held
@@ -196,6 +194,9 @@ Task<int> drop_channels(Instance& engine, const std::vector<Node*>& nodes,
                         const aio::AioContext* only = nullptr);
 // Those of a node that is not to stay open, where nobody uses it. Takes no memory. Foreign threads.
 void drop_unused_channels(Instance& engine, Node* node) noexcept;
+// Closes a node that nobody was told of yet, where close_node() found no memory; one that somebody uses, or
+// that has background work, stays for the engine to close. Foreign threads.
+void discard_node(Instance& engine, Node* node) noexcept;
 
 // --- users; on main, the node's edges held. permissions.cc
 int check_user(Node* node, const User& user, std::span<User* const> leaving, engine_error* error);

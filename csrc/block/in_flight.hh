@@ -7,6 +7,7 @@
 #pragma once
 
 #include "base/assert.hh"
+#include "base/atomic.hh"
 #include "coro/executor.hh"
 
 namespace engine::block {
@@ -75,7 +76,8 @@ class InFlightList {
 
   private:
     [[gnu::noinline]] void pass_marks(coro::Executor& executor) noexcept {
-        while (first_mark_ != nullptr && head_.following == first_mark_) {
+        while (first_mark_ != nullptr &&
+               (head_.following == first_mark_ || ENGINE_SEEDED_BUG(marks_pass_whoever_is_inside))) {
             GraceMark* mark = first_mark_;
             first_mark_ = mark->next_mark;
             if (first_mark_ == nullptr) last_mark_ = &first_mark_;

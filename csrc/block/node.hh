@@ -1,9 +1,8 @@
 // Block nodes, their channels, and drivers.
 //
 // Node: what every context reads on the request path. It and the driver's state lie on pages of their own,
-// and
-//   nothing there is written once the node is open (resize alone stores `bytes`): tests make the pages
-//   read-only under load. What changes is in NodeControl, which the request path never touches.
+// and nothing there is written once the node is open (resize alone stores `bytes`): tests make the pages
+// read-only under load. What changes is in NodeControl, which the request path never touches.
 // Channel: the pair node x context. Written by its context alone; holds its children's channels in that
 // context, which change only while nothing is inside the node: a driver keeps no copy of them.
 #pragma once
@@ -77,8 +76,13 @@ struct Driver {
     // which `bag` holds the rest. The node's state is zeroed. May be null.
     int (*complete_child)(Node& node, const ChildDef& def, const OptionBag& bag, OptionBag* nested,
                           engine_error* error) = nullptr;
-    // Passes on what it gets to its one child, `file`: may be inserted above a node and removed under load.
+    // Passes on what it gets to its first child, `file`: may be inserted above a node and removed under load.
+    // What other children it has are given by its options then, too.
     bool filter = false;
+    // It takes bounce memory itself (block/bounce.hh), so that its channels have a reserve.
+    bool bounces = false;
+    // A resize to any size will do: it makes it a multiple of request_alignment.
+    bool rounds_size = false;
     // Background work of a node, on its home context: the channel is that of the home. May be null.
     // Afterwards such work may run; -errno leaves the node closed.
     int (*start_home)(Channel& home) = nullptr;
@@ -86,12 +90,15 @@ struct Driver {
     coro::Task<int> (*stop_home)(Channel& home) = nullptr;
     // With nothing inside the node: whatever still depends on the children as they are is brought to its end.
     coro::Task<int> (*settle)(Channel& home) = nullptr;
-    // Home thread, may be null. `on`: the node is to become idle, so what it holds back by choice goes on at
-    // once, and whatever comes until this is called with false.
+    // Home thread, may be null. `on`: the node or one above is to become idle, so what it holds back by
+    // choice goes on at once, and whatever comes until this is called with false. Not counted.
     void (*hurry)(Channel& channel, bool on) = nullptr;
     // Home thread, may be null. Where the driver itself holds this request back, it fails with -ECANCELED,
     // not from in here; one that it does not know is nothing to it.
     void (*cancel)(Channel& channel, Request* request) = nullptr;
+    // Home thread, may be null. Where what lies at an offset of the disk lies as it is, one level down; of a
+    // driver that keeps it itself: here.
+    Location (*locate)(Channel& channel, uint64_t offset) = nullptr;
 };
 
 class Node {
@@ -143,7 +150,7 @@ class alignas(128) Channel {
     std::vector<Channel*> children;  // in the driver's order of roles
     std::unique_ptr<std::byte[]> state_memory;
     RequestPool<ForwardFrame> frames;        // of requests handed on from here
-    std::unique_ptr<BounceReserve> reserve;  // null where the driver is content with any buffer
+    std::unique_ptr<BounceReserve> reserve;  // null where nobody takes bounce memory
 
     coro::Executor& executor() noexcept { return *context; }
     void set_tracked(bool on) noexcept {
@@ -242,8 +249,9 @@ class User {
         }
         return nullptr;
     }
+    // What `f` throws goes on: it may need memory.
     template <class F>
-    void for_each_port(F&& f) noexcept {
+    void for_each_port(F&& f) {
         base::Guard guard(lists_);
         for (auto& port : ports_) f(*port);
     }
@@ -264,18 +272,33 @@ inline void enter(Channel& channel, Request* request) noexcept {
 }
 // From a parent to its child's channel: the edge holds the permissions.
 void submit_child(Channel& channel, Request* request) noexcept;
+// Where one that a parent has submitted so is held back by choice, now, it fails with -ECANCELED; not from in
+// here.
+void cancel_child(Request* request) noexcept;
+// Where a range lies, through all levels below. False: out of bounds, or it is not known.
+bool locate(Channel& channel, uint64_t offset, uint64_t length, Location* out) noexcept;
+// The same, as far as can be seen, and through filters whatever they do to requests: ranges of two users who
+// reach the same bytes lie in the same node.
+Location trace_down(Channel& channel, uint64_t offset) noexcept;
+// One that entered, and is not to be counted.
+inline void leave(Request* request) noexcept {
+    Channel& channel = *request->channel;
+    channel.in_flight.subtract(1);
+    channel.requests.leave(request->link(), channel.executor());
+}
+// The rest of finish() for one that failed.
+void count_failure(OpCounters& counters, const Request& request) noexcept;
 // A driver is done with a request. Not from inside its own submit().
 inline void finish(Request* request, int64_t result) noexcept {
     Channel& channel = *request->channel;
     OpCounters& counters = channel.op[static_cast<unsigned>(request->op)];
     request->result = result;
-    channel.in_flight.subtract(1);
-    channel.requests.leave(request->link(), channel.executor());
+    leave(request);
     counters.requests.increment();
     if (ENGINE_LIKELY(result >= 0)) {
         counters.bytes.add(request->length);
     } else {
-        counters.errors.increment();
+        count_failure(counters, *request);
     }
     request->complete(request);
 }

@@ -52,40 +52,46 @@ std::span<const OptionDef> common_options() noexcept {
 
 namespace {
 
+// whole + fraction / scale, exactly: a double would lose the end of what is larger than 2^53.
+struct Decimal {
+    uint64_t whole = 0;
+    uint64_t fraction = 0;
+    uint64_t scale = 1;
+};
+constexpr unsigned decimals_max = 18;  // those behind them do not count
+
 // A number, and what follows it.
-bool leading_number(std::string_view text, double* fraction, uint64_t* whole, std::string_view* rest,
-                    bool* exact) {
-    auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), *whole);
+bool leading_number(std::string_view text, Decimal* number, std::string_view* rest) {
+    const char* const first = text.data();
+    const char* const last = first + text.size();
+    auto [end, problem] = std::from_chars(first, last, number->whole);
     if (problem != std::errc()) return false;
-    *exact = true;
-    if (end != text.data() + text.size() && *end == '.') {
-        auto [end2, problem2] =
-            std::from_chars(text.data(), text.data() + text.size(), *fraction, std::chars_format::fixed);
-        if (problem2 != std::errc()) return false;
-        *exact = false;
-        end = end2;
+    if (end != last && *end == '.') {
+        end++;
+        for (unsigned i = 0; end != last && *end >= '0' && *end <= '9'; i++, end++) {
+            if (i >= decimals_max) continue;
+            number->fraction = number->fraction * 10 + static_cast<unsigned>(*end - '0');
+            number->scale *= 10;
+        }
     }
     *rest = text.substr(static_cast<size_t>(end - text.data()));
     return true;
 }
 
-// value = number * unit, false where it does not fit 64 bits.
-bool scale(double fraction, uint64_t whole, bool exact, uint64_t unit, uint64_t* out) {
-    if (exact) return !__builtin_mul_overflow(whole, unit, out);
-    double value = fraction * static_cast<double>(unit);
-    if (!(value >= 0) || value >= 18446744073709551616.0) return false;
+// number * unit, rounded down; false where it does not fit 64 bits.
+bool scale(const Decimal& number, uint64_t unit, uint64_t* out) {
+    using Wide = unsigned __int128;
+    Wide value = Wide{number.whole} * unit + Wide{number.fraction} * unit / number.scale;
     *out = static_cast<uint64_t>(value);
-    return true;
+    return value <= UINT64_MAX;
 }
 
 }  // namespace
 
 bool parse_size(std::string_view text, uint64_t* bytes) noexcept {
-    double fraction = 0;
-    uint64_t whole = 0;
-    bool exact = true;
+    Decimal number;
     std::string_view rest;
-    if (!leading_number(text, &fraction, &whole, &rest, &exact)) return false;
+    if (!leading_number(text, &number, &rest)) return false;
     uint64_t unit = 1;
     if (!rest.empty() && rest != "b" && rest != "B") {
         const char* letters = "kKmMgGtTpPeE";
@@ -95,15 +101,13 @@ bool parse_size(std::string_view text, uint64_t* bytes) noexcept {
         std::string_view tail = rest.substr(1);
         if (!tail.empty() && tail != "iB" && tail != "B" && tail != "i") return false;
     }
-    return scale(fraction, whole, exact, unit, bytes);
+    return scale(number, unit, bytes);
 }
 
 bool parse_time_ns(std::string_view text, uint64_t* ns) noexcept {
-    double fraction = 0;
-    uint64_t whole = 0;
-    bool exact = true;
+    Decimal number;
     std::string_view rest;
-    if (!leading_number(text, &fraction, &whole, &rest, &exact)) return false;
+    if (!leading_number(text, &number, &rest)) return false;
     uint64_t unit;
     if (rest.empty() || rest == "ns") {
         unit = 1;
@@ -116,7 +120,7 @@ bool parse_time_ns(std::string_view text, uint64_t* ns) noexcept {
     } else {
         return false;
     }
-    return scale(fraction, whole, exact, unit, ns);
+    return scale(number, unit, ns);
 }
 
 int OptionBag::fill(const engine_option* options, size_t count, engine_error* error) {

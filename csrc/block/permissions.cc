@@ -30,7 +30,7 @@ uint32_t ops_of(uint32_t permissions) {
     uint32_t ops = bit(Op::flush);
     if ((permissions & ENGINE_PERM_CONSISTENT_READ) != 0) ops |= bit(Op::read) | bit(Op::block_status);
     if ((permissions & ENGINE_PERM_WRITE) != 0)
-        ops |= bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes);
+        ops |= bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes) | bit(Op::copy_range);
     if ((permissions & ENGINE_PERM_RESIZE) != 0) ops |= bit(Op::resize);
     return ops;
 }

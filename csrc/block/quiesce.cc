@@ -24,6 +24,9 @@ class Quiesced::Pause final : public Rally::Part {
     };
 
     explicit Pause(aio::AioContext* on) noexcept { context = on; }
+    ~Pause() override { ENGINE_CHECK(standing_ == 0); }
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
 
     void work() noexcept override {
         if (going_on) {
@@ -54,6 +57,7 @@ class Quiesced::Pause final : public Rally::Part {
 
     std::vector<Port*> ports;
     std::vector<Channel*> channels;
+    std::vector<Channel*> hurried;
     std::unique_ptr<Mark[]> marks;  // two a channel
     std::vector<PortMove> port_moves;
     std::vector<ChildMove> child_moves;
@@ -67,7 +71,7 @@ class Quiesced::Pause final : public Rally::Part {
     }
     void begin() noexcept {
         answered_ = false;
-        for (Port* port : ports) port->park();
+        if (!ENGINE_SEEDED_BUG(quiesce_parks_after_the_wait)) park_all();
         hurry(true);
         standing_ = 2 * channels.size();
         for (size_t i = 0; i < channels.size(); i++) {
@@ -84,32 +88,41 @@ class Quiesced::Pause final : public Rally::Part {
         list.add_mark(&mark, channel.executor());
     }
     void look_for_late(InFlightList& list, Mark& mark) noexcept {
-        if (!list.remove_mark(&mark)) return;
+        if (ENGINE_SEEDED_BUG(quiesce_leaves_marks_standing) || !list.remove_mark(&mark)) return;
+        standing_--;
         const Request* oldest = list.oldest();
         if (oldest != nullptr) late = describe(*oldest);
     }
-    // What drivers hold back by choice must not hold this up.
+    // What drivers hold back by choice must not hold this up: neither here nor below, where it belongs to
+    // requests that are inside here.
     void hurry(bool on) noexcept {
-        for (Channel* channel : channels) {
-            if (channel->node->driver->hurry != nullptr) channel->node->driver->hurry(*channel, on);
-        }
+        for (Channel* channel : hurried) channel->node->driver->hurry(*channel, on);
     }
-    // A mark that had passed before the deadline may still have been on its way here.
+    // A mark that had passed before the deadline may still have been on its way here. It comes before this
+    // is told to go on, because what comes from elsewhere goes behind what is ready.
     void passed() noexcept {
         if (--standing_ == 0 && !answered_) finish_pause();
     }
     void finish_pause() noexcept {
+        if (ENGINE_SEEDED_BUG(quiesce_parks_after_the_wait)) park_all();
         answered_ = true;
         answer();
     }
+    void park_all() noexcept {
+        for (Port* port : ports) port->park();
+    }
+    void unpark_all() noexcept {
+        for (Port* port : ports) port->unpark();
+    }
     void go_on() noexcept {
+        if (ENGINE_SEEDED_BUG(quiesce_goes_on_before_the_change)) unpark_all();
         for (const PortMove& move : port_moves) move.port->channel = move.to;
         for (const ChildMove& move : child_moves) {
             ENGINE_CHECK(move.parent->empty());
             move.parent->children[move.index] = move.to;
         }
         hurry(false);
-        for (Port* port : ports) port->unpark();
+        if (!ENGINE_SEEDED_BUG(quiesce_goes_on_before_the_change)) unpark_all();
         answer();
     }
 
@@ -142,7 +155,8 @@ Quiesced::Pause& Quiesced::on(aio::AioContext* context) {
     for (auto& pause : pauses_) {
         if (pause->context == context) return *pause;
     }
-    pauses_.emplace_back(new Pause(context));
+    std::unique_ptr<Pause, Deleter> made(new Pause(context));  // its own before the vector grows
+    pauses_.push_back(std::move(made));
     return *pauses_.back();
 }
 
@@ -161,7 +175,13 @@ int Quiesced::prepare(const std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_A
             });
         }
     }
+    std::vector<Node*> all;
+    add_subtrees(nodes, all);
     for (auto& pause : pauses_) {
+        for (Node* node : all) {
+            Channel* channel = find_channel(node, pause->context);
+            if (channel != nullptr && node->driver->hurry != nullptr) pause->hurried.push_back(channel);
+        }
         pause->marks = std::make_unique<Pause::Mark[]>(2 * pause->channels.size());
         pause->port_moves.reserve(ports);
         pause->child_moves.reserve(channels);
@@ -204,7 +224,7 @@ Task<int> quiesce(Instance& engine, const std::vector<Node*>& nodes, uint64_t ti
     for (auto& pause : out.pauses_) {
         if (pause->expired && (late == nullptr || pause->late.node != nullptr)) late = pause.get();
     }
-    if (late == nullptr) co_return 0;
+    if (late == nullptr || ENGINE_SEEDED_BUG(quiesce_takes_the_deadline_for_rest)) co_return 0;
     const Quiesced::Pause::Late& request = late->late;
     if (request.node != nullptr) {
         const char* name = request.node->control->name.c_str();
@@ -220,19 +240,21 @@ Task<int> quiesce(Instance& engine, const std::vector<Node*>& nodes, uint64_t ti
                    "context %s did not answer within %lu ms; nothing was changed and everything goes on",
                    late->context->name().c_str(), timeout_ns / 1000000);
     }
-    co_await resume(engine, out);
+    Resume going_on(engine, out);
+    co_await going_on;
     co_return -ETIMEDOUT;
 }
 
-Task<int> resume(Instance& engine, Quiesced& quiesced) {
-    Rally rally(engine);
-    for (auto& pause : quiesced.pauses_) {
+Resume::Resume(Instance& engine, Quiesced& quiesced) noexcept : Rally(engine), quiesced_(quiesced) {
+    for (auto& pause : quiesced_.pauses_) {
         pause->going_on = true;
-        rally.send(pause.get());
+        send(pause.get());
     }
-    co_await rally;
-    quiesced.pauses_.clear();
-    co_return 0;
+}
+
+int Resume::await_resume() const noexcept {
+    quiesced_.pauses_.clear();
+    return 0;
 }
 
 }  // namespace engine::block

@@ -5,7 +5,9 @@
 
 namespace engine::block {
 
+extern const Driver delay_driver;
 extern const Driver external_driver;
+extern const Driver fault_driver;
 extern const Driver file_driver;
 extern const Driver memory_driver;
 extern const Driver null_driver;

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdio>
 
-#include "base/clock.hh"
 #include "base/error.hh"
 #include "block/emulate.hh"
 #include "block/node.hh"
@@ -28,6 +27,8 @@ const char* op_name(Op op) noexcept {
             return "resize";
         case Op::block_status:
             return "block-status";
+        case Op::copy_range:
+            return "copy-range";
     }
     return "?";
 }
@@ -37,6 +38,44 @@ Request* Request::of(aio::IoOp* op) noexcept {
 #pragma GCC diagnostic ignored "-Winvalid-offsetof"
     return reinterpret_cast<Request*>(reinterpret_cast<std::byte*>(op) - offsetof(Request, io));
 #pragma GCC diagnostic pop
+}
+
+// A copy that was refused is made by reads and writes instead: neither a request nor an error.
+[[gnu::noinline]] void count_failure(OpCounters& counters, const Request& request) noexcept {
+    if (request.op == Op::copy_range && request.result == -ENOTSUP) {
+        counters.requests.subtract(1);
+    } else {
+        counters.errors.increment();
+    }
+}
+
+bool locate(Channel& channel, uint64_t offset, uint64_t length, Location* out) noexcept {
+    Location at{&channel, offset};
+    for (;;) {
+        const Node& node = *at.channel->node;
+        uint64_t bytes = node.bytes.load_relaxed();
+        if (length > bytes || at.offset > bytes - length || node.driver->locate == nullptr) return false;
+        Location below = node.driver->locate(*at.channel, at.offset);
+        if (below.channel == at.channel) break;
+        at = below;
+    }
+    *out = at;
+    return true;
+}
+
+Location trace_down(Channel& channel, uint64_t offset) noexcept {
+    Location at{&channel, offset};
+    for (;;) {
+        const Driver& driver = *at.channel->node->driver;
+        Location below = at;
+        if (driver.filter) {
+            below.channel = at.channel->children[0];
+        } else if (driver.locate != nullptr) {
+            below = driver.locate(*at.channel, at.offset);
+        }
+        if (below.channel == at.channel) return at;
+        at = below;
+    }
 }
 
 void finish_later(Request* request, int64_t result) noexcept {
@@ -86,7 +125,14 @@ bool plain(const Node& node, const Request& request) noexcept {
 // Fails the request later and says so, or finds nothing wrong.
 bool refused(const Node& node, Request* request) noexcept {
     uint64_t bytes = node.bytes.load_relaxed();
-    if (request->op == Op::flush || request->op == Op::resize) return false;
+    if (request->op == Op::flush) return false;
+    if (request->op == Op::resize) {
+        if (node.driver->rounds_size || (request->offset & (node.request_alignment - 1)) == 0) return false;
+        fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
+                   "node %s: a size of %lu bytes is not a multiple of its alignment, %u bytes",
+                   node.control->name.c_str(), request->offset, node.request_alignment);
+        return true;
+    }
     if (request->length <= bytes && request->offset <= bytes - request->length) return false;
     fail_later(request, ENGINE_ERROR_INVALID, EINVAL,
                "node %s: %s of %lu bytes at offset %lu ends past the end of the disk (%lu bytes)",
@@ -95,7 +141,7 @@ bool refused(const Node& node, Request* request) noexcept {
 }
 
 bool writes(Op op) noexcept {
-    return (bit(op) & (bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes) | bit(Op::resize))) != 0;
+    return (bit(op) & ~(bit(Op::read) | bit(Op::flush) | bit(Op::block_status))) != 0;
 }
 
 [[gnu::noinline]] void submit_slow(Channel& channel, Request* request) noexcept {
@@ -114,6 +160,8 @@ bool writes(Op op) noexcept {
     } else if ((node.native_ops & bit(request->op)) != 0 || request->op == Op::write_zeroes) {
         if (suits_driver(channel, *request)) {
             node.driver->submit(channel, request);
+        } else if (request->op == Op::copy_range) {
+            finish_later(request, -ENOTSUP);  // who copies reads and writes instead
         } else {
             emulate(channel, request);
         }
@@ -152,14 +200,14 @@ void Port::park() noexcept {
     ENGINE_ASSERT(context->on_home());
     if (parks_++ != 0) return;
     allowed_ops = 0;
-    parked_at_ns_ = base::now_ns();
+    parked_at_ns_ = context->now_ns();
 }
 
 void Port::unpark() noexcept {
     ENGINE_ASSERT(context->on_home());
     ENGINE_CHECK(parks_ != 0);
-    if (--parks_ != 0) return;
-    uint64_t paused_ns = base::now_ns() - parked_at_ns_;
+    if (--parks_ != 0 && !ENGINE_SEEDED_BUG(unpark_counts_nothing)) return;
+    uint64_t paused_ns = context->now_ns() - parked_at_ns_;
     pauses.increment();
     pause_ns_total.add(paused_ns);
     if (paused_ns > pause_ns_max.get()) pause_ns_max.set(paused_ns);
@@ -209,6 +257,10 @@ void cancel(Port& port, Request* request) noexcept {
             request->offset);
         return;
     }
+    cancel_child(request);
+}
+
+void cancel_child(Request* request) noexcept {
     Channel& channel = *request->channel;
     if (channel.node->driver->cancel != nullptr) channel.node->driver->cancel(channel, request);
 }

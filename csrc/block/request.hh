@@ -23,12 +23,22 @@ enum class Op : uint8_t {
     write_zeroes = ENGINE_OP_WRITE_ZEROES,
     resize = ENGINE_OP_RESIZE,
     block_status = ENGINE_OP_BLOCK_STATUS,
+    copy_range = ENGINE_OP_COPY_RANGE,
 };
 constexpr unsigned op_count = ENGINE_OP_COUNT;
 const char* op_name(Op op) noexcept;
 constexpr uint32_t bit(Op op) noexcept {
     return 1u << static_cast<unsigned>(op);
 }
+
+// What a driver that holds its own data can do; to copy between files is for a file alone.
+constexpr uint32_t ops_of_data = (1u << op_count) - 1 - bit(Op::copy_range);
+
+// Where a range lies as it is: in the node of a protocol, from `offset` on.
+struct Location {
+    Channel* channel = nullptr;
+    uint64_t offset = 0;
+};
 
 // What a level of the graph that hands a request on (block/forward.hh) has back afterwards, and the request's
 // place in the list of the channel below: its own stays in that of the level that it entered first.
@@ -59,6 +69,8 @@ struct Request : aio::Message, InFlightLink {
     // --- block_status: where the answer goes
     engine_extent* extents = nullptr;
     uint32_t extent_capacity = 0;
+    // --- copy_range: what is to be copied; it stays where it is until this has completed
+    Location source;
     // --- of the driver that has it now
     uint64_t scratch[2] = {};
     aio::IoOp io;

@@ -35,7 +35,7 @@ Task<int> Tracking::hold(Channel& channel) {
             if (held) {
                 holders_++;
             } else if (switches) {
-                state_ = State::switching_on;
+                state_ = ENGINE_SEEDED_BUG(tracking_is_on_at_once) ? State::on : State::switching_on;
             } else {
                 pending_.push(&waiter);
             }
@@ -62,7 +62,7 @@ Task<int> Tracking::switch_to(Channel& channel, bool on) {
     Node& node = *channel.node;
     {
         base::Guard guard(node.control->lists);
-        active_.store_relaxed(on);
+        if (!ENGINE_SEEDED_BUG(tracking_tells_no_new_channel)) active_.store_relaxed(on);
     }
     ChannelVisit visit;
     if (on) {
@@ -70,7 +70,9 @@ Task<int> Tracking::switch_to(Channel& channel, bool on) {
     } else {
         visit.visit = [](Channel& each) noexcept { each.set_tracked(false); };
     }
-    int result = co_await grace(*channel.context, node, visit, on ? GraceOver::plain : GraceOver::nothing);
+    bool waits = on && !ENGINE_SEEDED_BUG(tracking_waits_for_nobody);
+    GraceOver over = waits ? GraceOver::plain : GraceOver::nothing;
+    int result = co_await grace(*channel.context, node, visit, over);
     if (result != 0) {
         base::Guard guard(node.control->lists);
         active_.store_relaxed(!on);
@@ -94,13 +96,43 @@ Tracking::Entry* Tracking::find_older(const Entry& entry) const noexcept {
     tree_.for_overlaps(entry.start, entry.end, [&](Interval* item) {
         auto* other = static_cast<Entry*>(item);
         bool conflict = other->age < entry.age && (other->serialises || entry.serialises);
+        if (ENGINE_SEEDED_BUG(tracking_finds_nobody_older)) conflict = false;
         if (conflict) found = other;
         return !conflict;
     });
     return found;
 }
 
-Task<int> Tracking::enter(Channel& channel, Entry& entry) {
+// One that waits is cancelled: it waits no longer, and finds out by its token. Where the one before it has
+// just left, its wake-up is on the way already.
+class Tracking::GiveUp final : public coro::CancelHook {
+  public:
+    GiveUp(Tracking& tracking, Channel& channel, Waiter& waiter) noexcept
+        : CancelHook([](CancelHook* hook) noexcept {
+              auto* self = static_cast<GiveUp*>(hook);
+              self->tracking_.give_up(self->channel_, self->waiter_);
+          }),
+          tracking_(tracking),
+          channel_(channel),
+          waiter_(waiter) {}
+
+  private:
+    Tracking& tracking_;
+    Channel& channel_;
+    Waiter& waiter_;
+};
+
+void Tracking::give_up(Channel& channel, Waiter& waiter) noexcept {
+    {
+        ShortLock lock(channel.executor(), reqs_);
+        if (waiter.behind == nullptr) return;
+        waiter.behind->waiters.remove(&waiter);
+        waiter.behind = nullptr;
+    }
+    waiter.done.complete(0);
+}
+
+Task<int> Tracking::enter(Channel& channel, Entry& entry, coro::CancelToken token) {
     {
         ShortLock lock(channel.executor(), reqs_);
         entry.age = next_age_++;
@@ -113,10 +145,19 @@ Task<int> Tracking::enter(Channel& channel, Entry& entry) {
             ShortLock lock(channel.executor(), reqs_);
             Entry* older = find_older(entry);
             waits = older != nullptr;
-            if (waits) older->waiters.push(&waiter);
+            if (waits) {
+                older->waiters.push(&waiter);
+                waiter.behind = older;
+            }
         }
         if (!waits) co_return 0;
+        GiveUp hook(*this, channel, waiter);
+        if (hook.attach(token) != 0) give_up(channel, waiter);
         co_await waiter.done;
+        if (token.cancelled()) {
+            leave(channel, entry);
+            co_return -ECANCELED;
+        }
     }
 }
 
@@ -126,6 +167,9 @@ void Tracking::leave(Channel& channel, Entry& entry) noexcept {
         ShortLock lock(channel.executor(), reqs_);
         tree_.erase(&entry);
         waiting = entry.waiters.take_all();
+        for (coro::ReadyItem* item = waiting; item != nullptr; item = item->next) {
+            static_cast<Waiter*>(item)->behind = nullptr;
+        }
     }
     wake_all(channel.executor(), waiting);
 }

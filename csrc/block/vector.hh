@@ -54,6 +54,22 @@ class VectorCursor {
             from += length;
         });
     }
+    // How many of the next bytes, from the first on, are the same there.
+    uint64_t same_as(const std::byte* other, uint64_t bytes) const noexcept {
+        VectorCursor at = *this;
+        uint64_t same = 0;
+        bool differs = false;
+        at.for_each(bytes, [&](const std::byte* mine, size_t length) {
+            if (differs) return;
+            size_t alike = length;
+            if (memcmp(mine, other + same, length) != 0) {
+                alike = static_cast<size_t>(std::mismatch(mine, mine + length, other + same).first - mine);
+                differs = true;
+            }
+            same += alike;
+        });
+        return same;
+    }
     // Nothing but zeroes from here to the end of the vector?
     bool zeroes() const noexcept {
         VectorCursor at = *this;

@@ -1,8 +1,7 @@
 // Gate: counts what is inside something, so that its end can be awaited. Tasks of one executor; no lock.
 //
 //   good: Gate::Pass pass(node.gate);  if (!pass) co_return -ESHUTDOWN;      … until the end of the scope
-//         int result = co_await node.gate.close();                           nothing is inside, nothing will
-//         be
+//         int result = co_await node.gate.close();                           nothing is or will be inside
 //   bad:  close() awaited by something that is inside: it waits for itself
 #pragma once
 

@@ -1,30 +1,23 @@
 // The passthrough filter: hands every request on to its child and every answer back. The template for a
 // filter. It has no state; limits are its child's.
-#include "block/forward.hh"
 #include "block/registry.hh"
+#include "filters/filter.hh"
 
 namespace engine::block {
 
 namespace {
 
 int passthrough_open(Node& node, const OpenArguments& arguments) {
-    const Node& child = *node.control->children[0].node;
-    node.bytes.store_relaxed(child.bytes.load_relaxed());
-    take_limits(node, child);
-    if (!arguments.options.given("discard")) node.ignore_discard = false;  // that is for the child to say
+    filters::open_above_child(node, arguments);
     return 0;
 }
 
-void passthrough_done(Request* request) {
-    const Channel& channel = take_back(request);
-    if (ENGINE_UNLIKELY(request->op == Op::resize) && request->result >= 0) {
-        channel.node->bytes.store_relaxed(channel.children[0]->node->bytes.load_relaxed());
-    }
-    finish(request, request->result);
+void passthrough_submit(Channel& channel, Request* request) {
+    filters::pass(channel, request);
 }
 
-void passthrough_submit(Channel& channel, Request* request) {
-    forward(channel, 0, request, request->offset, passthrough_done);
+Location passthrough_locate(Channel& channel, uint64_t offset) {
+    return {channel.children[0], offset};
 }
 
 const ChildDef children[] = {{"file", true}};
@@ -45,6 +38,7 @@ const Driver passthrough_driver{
     .close_channel = nullptr,
     .submit = passthrough_submit,
     .filter = true,
+    .locate = passthrough_locate,
 };
 
 }  // namespace engine::block

@@ -6,9 +6,9 @@
 #include <string>
 
 #include "base/error.hh"
-#include "block/forward.hh"
 #include "block/graph.hh"
 #include "block/registry.hh"
+#include "filters/filter.hh"
 #include "filters/throttle_group.hh"
 
 namespace engine::filters {
@@ -32,7 +32,7 @@ constexpr uint64_t look_again_ns = 100'000'000;
 
 struct ThrottleState {
     Group group;
-    std::string name;  // in the engine's table; empty: of this node alone
+    std::string key;  // in the engine's table; empty: of this node alone. closing can take no memory
 };
 
 // Requests of one direction that may not go yet, in order. Only the first has a reservation: so the channels
@@ -52,18 +52,6 @@ struct ThrottleChannel : aio::Timer {
 
 Direction direction_of(const Request& request) noexcept {
     return request.op == Op::read ? reading : writing;
-}
-
-void throttle_done(Request* request) {
-    const Channel& channel = take_back(request);
-    if (ENGINE_UNLIKELY(request->op == Op::resize) && request->result >= 0) {
-        channel.node->bytes.store_relaxed(channel.children[0]->node->bytes.load_relaxed());
-    }
-    finish(request, request->result);
-}
-
-void pass(Channel& channel, Request* request) noexcept {
-    forward(channel, 0, request, request->offset, throttle_done);
 }
 
 // The reservation of a lane's first request.
@@ -173,9 +161,7 @@ void throttle_cancel(Channel& channel, Request* request) {
     Lane& lane = own.lanes[direction];
     bool first = lane.waiting.front() == request;
     if (!lane.waiting.remove(request)) return;
-    fail_later(request, ENGINE_ERROR_OS, ECANCELED,
-               "node %s: %s of %lu bytes at offset %lu was cancelled while it waited for its turn",
-               channel.node->control->name.c_str(), op_name(request->op), request->length, request->offset);
+    fail_cancelled(request, "it waited for its turn");
     if (first && !lane.waiting.empty()) reserve(*own.group, lane, direction, channel.context->now_ns());
     release(own);
 }
@@ -292,17 +278,16 @@ int throttle_open(Node& node, const block::OpenArguments& arguments) {
     const std::string& name = given.text("throttle-group");
     if (given.given("throttle-group") && name.empty())
         return refuse(arguments.error, "throttle-group", "a name is needed", "");
+    std::string key = name.empty() ? "" : key_of(name);
     if (name.empty()) {
         group = make_group(*node.control->engine, limits);
     } else {
         result = join(*node.control->engine, name, given, limits, &group, arguments.error);
         if (result != 0) return result;
     }
-    const Node& child = *node.control->children[0].node;
-    node.bytes.store_relaxed(child.bytes.load_relaxed());
-    take_limits(node, child);
-    if (!given.given("discard")) node.ignore_discard = false;  // that is for the child to say
-    new (&node.state<ThrottleState>()) ThrottleState{std::move(group), name};
+    open_above_child(node, arguments);
+    node.native_ops &= block::ops_of_data;  // what is copied counts as what is read and written
+    new (&node.state<ThrottleState>()) ThrottleState{std::move(group), std::move(key)};
     return 0;
 }
 
@@ -312,7 +297,7 @@ void throttle_close(Node& node) {
         std::lock_guard guard(node.control->engine->control);
         state.group.reset();
         auto& shared = node.control->engine->shared_by_name;
-        auto found = state.name.empty() ? shared.end() : shared.find(key_of(state.name));
+        auto found = state.key.empty() ? shared.end() : shared.find(state.key);
         if (found != shared.end() && found->second.expired()) shared.erase(found);
     }
     state.~ThrottleState();

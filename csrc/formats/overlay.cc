@@ -134,7 +134,7 @@ void set_limits(Node& node, const Layout& layout, uint64_t bytes) {
     const Node& data = *node.control->children[data_child].node;
     node.request_alignment = 1u << layout.sub_bits;
     node.best_memory_alignment = std::max(backing.best_memory_alignment, data.best_memory_alignment);
-    node.native_ops = (1u << block::op_count) - 1;
+    node.native_ops = block::ops_of_data;
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     node.holes = true;
     node.bytes.store_relaxed(bytes);

@@ -8,6 +8,8 @@
 //   reads meanwhile has the old content, and so has everybody if the write fails; an entry without data and
 //   writers drops its host cluster. It is used anew only after grace, because requests that mapped it before
 //   may still read or write it. The home's background work sees to that.
+//   Writes that overlap write to the same host cluster. What one has made data, and a clear has hidden, must
+//   not come back with the other: a write whose clusters were cleared since its first step does it all again.
 // A write covers whole sub-clusters (request_alignment), so nothing is ever copied up.
 #pragma once
 
@@ -60,7 +62,8 @@ struct Places {
     std::array<Extent, most> extents;
     unsigned count = 0;
     uint64_t length = 0;
-    int error = 0;  // what kept it from being more
+    uint64_t clears = 0;  // so many came before
+    int error = 0;        // what kept it from being more
 };
 
 // The map of a node. Under `meta`; no lock of its own.
@@ -75,8 +78,12 @@ class Map {
     Extent find(const Held& meta, uint64_t offset, uint64_t length, unsigned pieces = 256) const noexcept;
     // commit() of the same range, as long as it has become, follows unless that is 0.
     void reserve(const Exclusive& meta, uint64_t offset, uint64_t length, Places* places) noexcept;
-    // The range has been written, or it could not be. True: clusters were dropped.
-    bool commit(const Exclusive& meta, uint64_t offset, uint64_t length, bool written) noexcept;
+    struct Committed {
+        bool dropped = false;  // clusters were
+        bool again = false;    // not all of it is data: it was cleared meanwhile
+    };
+    // The range has been written, or it could not be.
+    Committed commit(const Exclusive& meta, uint64_t offset, const Places& places, bool written) noexcept;
     // Makes the beginning of a range zero. How many bytes that was; 0: no memory for the table.
     uint64_t clear(const Exclusive& meta, uint64_t offset, uint64_t length, bool* dropped) noexcept;
 
@@ -84,10 +91,14 @@ class Map {
     Extent piece(const Held& meta, uint64_t offset, uint64_t length) const noexcept;
     int reserve_one(const Exclusive& meta, uint64_t offset, uint64_t length, Places* places) noexcept;
     bool let_go(const Exclusive& meta, Entry& entry) noexcept;
+    void note_clear(Entry& entry) noexcept {
+        if (entry.writers != 0) entry.cleared = ++clears_;
+    }
     uint64_t clear_step(const Exclusive& meta, uint64_t offset, uint64_t length, bool* dropped) noexcept;
 
     Layout layout_{};
     uint64_t bytes_ = 0;
+    uint64_t clears_ = 0;  // that have met writers
     Table table_;
     HostSpace space_;
 };

@@ -220,6 +220,7 @@ Task<int64_t> write(Channel& channel, Request& request) {
         }
         if (places.length == 0) co_return no_place(request, places.error);
         chain.check_may_await("writes");
+        const SliceCursor before = cursor;
         ChildRequests parts(channel, own.parts, &request);
         bool sent = true;
         for (unsigned i = 0; i < places.count && sent; i++) {
@@ -227,14 +228,18 @@ Task<int64_t> write(Channel& channel, Request& request) {
             sent = send_part(parts, cursor, request, data_child, extent.host, extent.length);
         }
         int64_t result = co_await parts;
-        bool dropped;
+        Map::Committed committed;
         {
             MetaLock::Exclusive guard = co_await overlay.meta.lock_exclusive(chain);
-            dropped = overlay.map.commit(guard, request.offset + done, places.length, result >= 0);
+            committed = overlay.map.commit(guard, request.offset + done, places, result >= 0);
         }
-        if (dropped) overlay.reclaim.kick();
+        if (committed.dropped) overlay.reclaim.kick();
         if (result < 0) co_return outcome(request, result, !sent);
-        done += places.length;
+        if (committed.again) {
+            cursor = before;
+        } else {
+            done += places.length;
+        }
     }
     co_return 0;
 }
@@ -394,6 +399,9 @@ void overlay_submit(Channel& channel, Request* request) {
             break;
         case Op::resize:
             refuse_resize(request);
+            break;
+        case Op::copy_range:  // none of its operations
+            finish_later(request, -ENOTSUP);
             break;
     }
 }

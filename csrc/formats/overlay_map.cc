@@ -76,6 +76,7 @@ int Map::reserve_one(const Exclusive& meta, uint64_t offset, uint64_t length, Pl
 }
 
 void Map::reserve(const Exclusive& meta, uint64_t offset, uint64_t length, Places* places) noexcept {
+    places->clears = clears_;
     while (places->length < length) {
         uint64_t at = offset + places->length;
         int result = reserve_one(meta, at, layout_.within(at, length - places->length), places);
@@ -91,22 +92,25 @@ bool Map::let_go(const Exclusive& meta, Entry& entry) noexcept {
     return true;
 }
 
-bool Map::commit(const Exclusive& meta, uint64_t offset, uint64_t length, bool written) noexcept {
-    bool dropped = false;
-    for (uint64_t done = 0, part; done < length; done += part) {
+Map::Committed Map::commit(const Exclusive& meta, uint64_t offset, const Places& places,
+                           bool written) noexcept {
+    Committed outcome;
+    for (uint64_t done = 0, part; done < places.length; done += part) {
         uint64_t at = offset + done;
-        part = layout_.within(at, length - done);
+        part = layout_.within(at, places.length - done);
         Entry& entry = *table_.make(meta, layout_.index(at));  // it is there: it has a writer
         entry.writers--;
-        if (written) {
+        bool cleared = entry.cleared > places.clears;
+        outcome.again = outcome.again || (written && cleared);
+        if (written && !cleared) {
             SubSet subs = layout_.subset(at, part);
             entry.zero.remove(subs);
             entry.data.add(subs);
         } else {
-            dropped |= let_go(meta, entry);
+            outcome.dropped |= let_go(meta, entry);
         }
     }
-    return dropped;
+    return outcome;
 }
 
 // One cluster, or a run of them. 0: no memory.
@@ -118,7 +122,10 @@ uint64_t Map::clear_step(const Exclusive& meta, uint64_t offset, uint64_t length
     Extent extent = piece(meta, offset, length);
     if (extent.source == Source::zero && (without_leaf || !whole_leaf)) return extent.length;
     if (whole_leaf) {
-        bool cleared = table_.clear_leaf(meta, index, [&](Entry& entry) { *dropped |= let_go(meta, entry); });
+        bool cleared = table_.clear_leaf(meta, index, [&](Entry& entry) {
+            note_clear(entry);
+            *dropped |= let_go(meta, entry);
+        });
         return cleared ? std::min(leaf_bytes, length) : 0;
     }
     Entry* entry = table_.make(meta, index);
@@ -127,6 +134,7 @@ uint64_t Map::clear_step(const Exclusive& meta, uint64_t offset, uint64_t length
     SubSet subs = layout_.subset(offset, part);
     entry->zero.add(subs);
     entry->data.remove(subs);
+    note_clear(*entry);
     *dropped |= let_go(meta, *entry);
     return part;
 }

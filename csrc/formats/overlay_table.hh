@@ -75,6 +75,7 @@ struct Entry {
     SubSet zero;
     uint32_t host = no_host;
     uint32_t writers = 0;  // writes on their way to the host cluster, which have yet to make their part data
+    uint64_t cleared = 0;  // the number of the last clear that came while there were writers
 
     // How many sub-clusters from `first` on, below `end`, are alike, and what.
     unsigned run(unsigned first, unsigned end, Source* source) const noexcept;

@@ -85,6 +85,10 @@ void raw_submit(Channel& channel, Request* request) {
     forward(channel, 0, request, request->offset + state.offset, raw_done);
 }
 
+Location raw_locate(Channel& channel, uint64_t offset) {
+    return {channel.children[0], offset + channel.node->state<RawState>().offset};
+}
+
 const OptionDef options[] = {
     {"offset", OptionType::size, "0", "0..8E", "where the disk starts in what is below, bytes"},
     {"size", OptionType::size, nullptr, "0..8E",
@@ -108,6 +112,7 @@ const Driver raw_driver{
     .open_channel = nullptr,
     .close_channel = nullptr,
     .submit = raw_submit,
+    .locate = raw_locate,
 };
 
 }  // namespace engine::block

@@ -6,6 +6,7 @@
 
 #include "base/clock.hh"
 #include "base/error.hh"
+#include "block/entry.hh"
 
 namespace engine::jobs {
 
@@ -384,7 +385,7 @@ void Copy::cancel() noexcept {
 
 void Copy::close() noexcept {
     cancel();
-    if (state_.load_acquire() != made) over_.wait();
+    if (state_.load_acquire() != made) block::wait_to_close(over_, context_, {source_port_, target_port_});
     detach();
 }
 

@@ -31,7 +31,7 @@ bool parse_ops(std::string_view list, uint32_t* bits) {
         list.remove_prefix(std::min(list.size(), name.size() + 1));
         unsigned op = 0;
         while (op < op_count && name != op_name(static_cast<Op>(op))) op++;
-        if (op == op_count) return false;
+        if (op == op_count || (ops_of_data & 1u << op) == 0) return false;
         *bits |= 1u << op;
     }
     return true;

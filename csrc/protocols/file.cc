@@ -19,6 +19,10 @@ const OptionDef options[] = {
      "alignment is rounded up, the rest reads as zeroes, and a write there makes the file that long"},
 };
 
+Location file_locate(Channel& channel, uint64_t offset) {
+    return {&channel, offset};
+}
+
 }  // namespace
 
 const Driver file_driver{
@@ -34,6 +38,8 @@ const Driver file_driver{
     .open_channel = file_open_channel,
     .close_channel = file_close_channel,
     .submit = file_submit,
+    .rounds_size = true,
+    .locate = file_locate,
 };
 
 }  // namespace engine::block

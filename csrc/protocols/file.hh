@@ -57,6 +57,7 @@ void submit_discard(Channel& channel, Request* request) noexcept;
 void submit_write_zeroes(Channel& channel, Request* request) noexcept;
 void submit_resize(Channel& channel, Request* request) noexcept;
 void submit_block_status(Channel& channel, Request* request) noexcept;
+void submit_copy_range(Channel& channel, Request* request) noexcept;
 // Remembers that writes may have been lost, and says so.
 void note_flush_failure(Node& node, int errnum) noexcept;
 // Finishes with the kernel's refusal, told in the request's error object. From a completion only.

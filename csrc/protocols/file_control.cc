@@ -404,6 +404,28 @@ void extents_done(aio::IoOp* op, int64_t result) {
     }
 }
 
+// --- copies between files
+
+// On the offload pool. All of it, or nothing that counts: a file that ends early is for reads to pad.
+int64_t copy_between_files(aio::IoOp* op) {
+    const Request& request = *Request::of(op);
+    int from = request.source.channel->node->state<FileState>().fd;
+    auto from_offset = static_cast<loff_t>(request.source.offset);
+    auto to_offset = static_cast<loff_t>(request.offset);
+    for (uint64_t left = request.length; left != 0;) {
+        ssize_t copied = copy_file_range(from, &from_offset, state_of(request).fd, &to_offset, left, 0);
+        if (copied < 0 && errno == EINTR) continue;
+        if (copied <= 0)
+            return -ENOTSUP;  // another file system, pipes, an old kernel: who asked goes another way
+        left -= static_cast<uint64_t>(copied);
+    }
+    return 0;
+}
+
+void copy_done(aio::IoOp* op, int64_t result) {
+    finish(Request::of(op), result);
+}
+
 }  // namespace
 
 void submit_block_status(Channel& channel, Request* request) noexcept {
@@ -416,6 +438,14 @@ void submit_block_status(Channel& channel, Request* request) noexcept {
         request->extents[0] = {request->offset, request->length, ENGINE_EXTENT_DATA, 0};
     }
     finish_later(request, request->extent_capacity != 0 ? 1 : 0);
+}
+
+void submit_copy_range(Channel& channel, Request* request) noexcept {
+    if (request->source.channel->node->driver == channel.node->driver) {
+        offload(channel, request, copy_between_files, copy_done);
+    } else {
+        finish_later(request, -ENOTSUP);
+    }
 }
 
 }  // namespace engine::block

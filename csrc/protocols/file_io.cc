@@ -163,6 +163,9 @@ void file_submit(Channel& channel, Request* request) {
         case Op::block_status:
             submit_block_status(channel, request);
             break;
+        case Op::copy_range:
+            submit_copy_range(channel, request);
+            break;
     }
 }
 

@@ -238,6 +238,7 @@ int open_file(Node& node, const OpenArguments& arguments) {
     node.native_ops = bit(Op::read) | bit(Op::flush) | bit(Op::block_status);
     if (!arguments.read_only) {
         node.native_ops |= bit(Op::write) | bit(Op::discard) | bit(Op::write_zeroes) | bit(Op::resize);
+        if (!state.device) node.native_ops |= bit(Op::copy_range);
     }
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     node.holes = !state.device;

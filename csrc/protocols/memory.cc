@@ -272,6 +272,9 @@ void memory_submit(Channel& channel, Request* request) {
         case Op::block_status:
             result = status(table, *request);
             break;
+        case Op::copy_range:  // none of its operations
+            result = -ENOTSUP;
+            break;
     }
     finish_later(request, result);
 }
@@ -284,7 +287,7 @@ int memory_open(Node& node, const OpenArguments& arguments) {
     }
     node.state<MemoryState>().table = table.release();
     node.bytes.store_relaxed(arguments.options.number("size"));
-    node.native_ops = (1u << op_count) - 1;
+    node.native_ops = ops_of_data;
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     node.holes = true;
     return 0;

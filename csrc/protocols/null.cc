@@ -29,7 +29,7 @@ int null_open(Node& node, const OpenArguments& arguments) {
         bit(Op::resize) | bit(Op::block_status) | (state.read_zeroes ? bit(Op::read) : 0);
     state.done_at_once = state.latency_ns == 0 ? ~answered : 0;
     node.bytes.store_relaxed(arguments.options.number("size"));
-    node.native_ops = (1u << op_count) - 1;
+    node.native_ops = ops_of_data;
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     return 0;
 }

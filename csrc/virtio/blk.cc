@@ -7,6 +7,7 @@
 
 #include "base/error.hh"
 #include "base/log.hh"
+#include "block/entry.hh"
 
 namespace engine::virtio {
 
@@ -316,7 +317,7 @@ void BlkQueue::stop() noexcept {
         stopped_ = &stopped;
         settle_stop();
     });
-    if (result == 0) stopped.wait();
+    if (result == 0) block::wait_to_close(stopped, context_, {disk_.user()->find_port(&context_)});
     release();
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.hh"
+#include "block/entry.hh"
 
 namespace engine::workload {
 
@@ -155,8 +156,7 @@ void Generator::finish_if_idle() noexcept {
     context_.ready(&over_message_);
 }
 
-// --- verify: a block's content follows from its place and the seed, so that it does not matter who wrote it
-// last
+// --- verify: a block's content follows from its place and the seed: whoever wrote it last
 
 void Generator::fill(const Ticket& ticket) noexcept {
     auto* words = reinterpret_cast<uint64_t*>(buffer(ticket));
@@ -314,7 +314,8 @@ int Generator::wait(uint64_t timeout_ns) noexcept {
 void Generator::close() noexcept {
     if (!attached_) return;
     stop();
-    if (state_.load_acquire() != 0) over_.wait();
+    aio::AioContext& entry = entry_context();
+    if (state_.load_acquire() != 0) block::wait_to_close(over_, entry, {user()->find_port(&entry)});
     detach();
     attached_ = false;
     context_.let_go();

@@ -56,6 +56,8 @@ class alignas(128) Generator {
     virtual void end() noexcept = 0;     // home: after the last completion
     virtual std::byte* buffer(const Ticket& ticket) noexcept = 0;
     virtual block::User* user() const noexcept = 0;
+    // Where its requests enter the graph.
+    virtual aio::AioContext& entry_context() noexcept { return context_; }
 
     // A request is done; `result` is 0 or -errno. Its ticket is free again, and what may follow it is issued.
     void completed(Ticket& ticket, int result) noexcept;

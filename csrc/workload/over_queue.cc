@@ -43,6 +43,7 @@ class QueueGenerator final : public Generator, private aio::Poller {
     void end() noexcept override { unlink(); }
     std::byte* buffer(const Ticket& ticket) noexcept override { return driver_.data(ticket.index); }
     block::User* user() const noexcept override { return queue_->disk().user(); }
+    aio::AioContext& entry_context() noexcept override { return queue_->context(); }
 
   private:
     bool poll() override {

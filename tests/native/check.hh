@@ -43,10 +43,14 @@ struct Test {
 // Of the running test. CHECK may be used from any thread.
 inline std::atomic<unsigned> failures{0};
 
+// Where a failure ends the process, as in a fuzzer: called once it has been told.
+inline void (*fatal)() = nullptr;
+
 inline bool report(bool good, const char* file, int line, const std::string& what) {
     if (good) return true;
     failures.fetch_add(1);
     fprintf(stderr, "%s:%d: %s\n", file, line, what.c_str());
+    if (fatal != nullptr) fatal();
     return false;
 }
 
@@ -170,6 +174,8 @@ inline int run_all(int argc, char** argv) {
                             "): " + (check_message.empty() ? std::string("it did not") : check_message)); \
     } while (0)
 
+#ifndef CHECK_WITHOUT_MAIN
 int main(int argc, char** argv) {
     return ::check::run_all(argc, argv);
 }
+#endif

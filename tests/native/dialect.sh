@@ -8,7 +8,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 sources="$root/tests/native/test_coro_conformance.cc $root/csrc/coro/frame_pool.cc
-    $root/csrc/base/alloc.cc $root/csrc/base/clock.cc $root/csrc/base/error.cc"
+    $root/csrc/base/alloc.cc $root/csrc/base/assert.cc $root/csrc/base/clock.cc $root/csrc/base/error.cc"
 flags="-std=c++20 -fno-rtti -Wall -Wextra -Wshadow -Werror -D_GNU_SOURCE -pthread
     -I$root/csrc -I$root/csrc/include -I$root/tests/native"
 status=0

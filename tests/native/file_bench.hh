@@ -74,6 +74,13 @@ inline bool all_zero(const char* data, size_t bytes) {
     return true;
 }
 
+// Of the file system that this file is on.
+inline bool has_direct(const std::string& path) {
+    int fd = open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+    if (fd >= 0) close(fd);
+    return fd >= 0;
+}
+
 struct Aligned {
     explicit Aligned(size_t size)
         : base(static_cast<char*>(aligned_alloc(4096, (size + 4095) / 4096 * 4096))), bytes(size) {}

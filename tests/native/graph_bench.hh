@@ -43,7 +43,7 @@ struct RamChannel {
 int ram_open(Node& node, const OpenArguments&) {
     node.state<RamState>().ram = next_ram;
     node.bytes.store_relaxed(disk_bytes);
-    node.native_ops = (1u << op_count) - 1;
+    node.native_ops = ops_of_data;
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     return 0;
 }

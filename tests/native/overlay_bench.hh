@@ -42,7 +42,7 @@ struct ShelfChannel {
 int shelf_open(Node& node, const OpenArguments&) {
     node.state<ShelfState>().shelf = next_shelf;
     node.bytes.store_relaxed(next_shelf->bytes.size());
-    node.native_ops = (1u << op_count) - 1;
+    node.native_ops = ops_of_data;
     node.native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     node.ignore_discard = false;
     return 0;

@@ -27,7 +27,7 @@ struct Demands {
     uint32_t request_alignment = 512;
     uint32_t memory_alignment = 512;
     uint64_t max_transfer = UINT64_MAX;
-    uint32_t native_ops = (1u << op_count) - 1;
+    uint32_t native_ops = ops_of_data;
     uint8_t native_write_flags = ENGINE_FUA | ENGINE_MAY_UNMAP | ENGINE_NO_FALLBACK;
     uint64_t bytes = 64 << 10;
 };

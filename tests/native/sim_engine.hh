@@ -69,26 +69,16 @@ inline const engine::block::Driver disk_driver{
     .submit = submit_to_disk,
 };
 
-// Contexts main, io0 and io1.
+// Contexts main, io0, io1 …
 class Engine {
   public:
-    explicit Engine(uint64_t seed) : simulator(seed) {
+    explicit Engine(uint64_t seed, unsigned io_contexts = 2) : simulator(seed) {
         auto made = std::make_unique<engine::Instance>();
         made->pid = getpid();
-        for (const char* name : {"main", "io0", "io1"}) {
-            engine::aio::ContextConfig config;
-            config.name = name;
-            config.simulator = &simulator;
-            std::unique_ptr<engine::aio::AioContext> context;
-            embedder::Error error;
-            int result = engine::aio::AioContext::create(std::move(config), &context, &error);
-            check::report(result == 0, __FILE__, __LINE__, error.message);
-            if (result != 0) throw check::Failure();
-            context->instance = made.get();
-            made->contexts.push_back(std::move(context));
-        }
-        made->main_context = made->contexts[0].get();
         instance_ = made.release();
+        add_context("main");
+        instance_->main_context = instance_->contexts[0].get();
+        for (unsigned i = 0; i < io_contexts; i++) add_context("io" + std::to_string(i));
     }
     ~Engine() {
         embedder::Error error;
@@ -98,15 +88,29 @@ class Engine {
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
+    engine_context_t* add_context(const std::string& name) const {
+        engine::aio::ContextConfig config;
+        config.name = name;
+        config.simulator = const_cast<engine::aio::Simulator*>(&simulator);
+        std::unique_ptr<engine::aio::AioContext> context;
+        embedder::Error error;
+        int result = engine::aio::AioContext::create(std::move(config), &context, &error);
+        check::report(result == 0, __FILE__, __LINE__, error.message);
+        if (result != 0) throw check::Failure();
+        context->instance = instance_;
+        instance_->contexts.push_back(std::move(context));
+        return reinterpret_cast<engine_context_t*>(instance_->contexts.back().get());
+    }
+
     engine_t* handle() const { return reinterpret_cast<engine_t*>(instance_); }
     engine::aio::AioContext& context(size_t index) const { return *instance_->contexts[index]; }
     engine_context_t* context_handle(size_t index) const {
         return reinterpret_cast<engine_context_t*>(&context(index));
     }
-    engine_node_t* open(embedder::Engine::Options options) const {
+    engine_node_t* open(const std::vector<engine_option>& options) const {
         engine_node_t* node = nullptr;
         embedder::Error error;
-        int result = engine_node_open(handle(), options.begin(), options.size(), &node, &error);
+        int result = engine_node_open(handle(), options.data(), options.size(), &node, &error);
         check::report(result == 0, __FILE__, __LINE__, std::string("engine_node_open: ") + error.message);
         if (result != 0) throw check::Failure();
         return node;
@@ -115,9 +119,12 @@ class Engine {
         engine::block::OptionBag bag;
         bag.set("fd", std::to_string(fd));
         bag.set("size", std::to_string(bytes));
+        return open_with(disk_driver, std::move(bag));
+    }
+    engine_node_t* open_with(const engine::block::Driver& driver, engine::block::OptionBag bag) const {
         engine::block::Node* node = nullptr;
         embedder::Error error;
-        int result = engine::block::open_node(*instance_, disk_driver, std::move(bag), &node, &error);
+        int result = engine::block::open_node(*instance_, driver, std::move(bag), &node, &error);
         check::report(result == 0, __FILE__, __LINE__, std::string("open_node: ") + error.message);
         if (result != 0) throw check::Failure();
         return reinterpret_cast<engine_node_t*>(node);

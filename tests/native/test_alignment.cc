@@ -92,6 +92,9 @@ TEST(any_request_on_any_disk) {
         {},
         {.request_alignment = 512, .memory_alignment = 1},
         {.request_alignment = 1, .memory_alignment = 4096},
+        {.request_alignment = 512, .memory_alignment = 4096},
+        {.request_alignment = 512, .memory_alignment = 4096, .max_transfer = 4608},
+        {.request_alignment = 1, .memory_alignment = 4096, .max_transfer = 777},
         {.request_alignment = 512, .memory_alignment = 512, .max_transfer = 1024},
         {.request_alignment = 512, .memory_alignment = 1, .max_transfer = 512},
         {.request_alignment = 1, .memory_alignment = 1, .max_transfer = 777},
@@ -101,6 +104,19 @@ TEST(any_request_on_any_disk) {
     for (const Demands& kind : kinds) {
         run_model(kind, seed++, {{"discard", "unmap"}});
         run_model(kind, seed++, {{"discard", "unmap"}, {"detect-zeroes", "on"}});
+    }
+}
+
+// Slices of a long transfer are aligned in memory as well, also where that is more than in the request.
+TEST(aligned_buffers_are_sliced_where_they_stay_aligned) {
+    alignas(4096) static char buffer[32768], back[32768];
+    for (uint64_t most : {uint64_t{4608}, uint64_t{2048}, uint64_t{512}}) {
+        Bench bench({.request_alignment = 512, .memory_alignment = 4096, .max_transfer = most});
+        for (size_t i = 0; i < sizeof buffer; i++) buffer[i] = static_cast<char>(i / 512 + most);
+        memset(back, 0, sizeof back);
+        CHECK_EQ(io(bench.user, ENGINE_OP_WRITE, buffer, 512, sizeof buffer, 0, &bench.error), sizeof buffer);
+        CHECK_EQ(io(bench.user, ENGINE_OP_READ, back, 512, sizeof back, 0, &bench.error), sizeof back);
+        CHECK(memcmp(buffer, back, sizeof back) == 0);
     }
 }
 
@@ -130,6 +146,13 @@ TEST(bounds_hold_for_parts_of_blocks) {
     CHECK(bench.error.says("ends past the end of the disk"));
     CHECK_EQ(io(bench.user, ENGINE_OP_WRITE, buffer, demands.bytes - 600, 600, 0, &bench.error), 600);
     CHECK_EQ(bench.disk().requests.load(), 2);  // one block is whole
+}
+
+TEST(a_size_is_a_multiple_of_the_alignment) {
+    Bench bench;
+    CHECK_EQ(io(bench.user, ENGINE_OP_RESIZE, nullptr, 1000, 0, 0, &bench.error), -EINVAL);
+    CHECK(bench.error.says("a size of 1000 bytes is not a multiple of its alignment, 512 bytes"));
+    CHECK_EQ(io(bench.user, ENGINE_OP_RESIZE, nullptr, 1024, 0, 0, &bench.error), 0);
 }
 
 // --- memory

@@ -249,7 +249,7 @@ TEST(wrong_arguments_are_refused_and_nothing_is_begun) {
     };
     using Two = engine_request[2];
     engine_iovec part{buffer, 512};
-    refused("unknown operation 7", "op", [](Two& r) { r[1].op = 7; });
+    refused("unknown operation 8", "op", [](Two& r) { r[1].op = ENGINE_OP_COUNT; });
     refused("unknown flags 0x80", "flags", [](Two& r) { r[1].flags = 0x80; });
     refused("set `size` to sizeof", "size", [](Two& r) { r[0].size = 4; });
     refused("set `size` to sizeof", "size", [](Two& r) { r[0].size = 4096; });
@@ -273,6 +273,9 @@ TEST(wrong_arguments_are_refused_and_nothing_is_begun) {
     engine_request resize = request_of(ENGINE_OP_RESIZE, 1, nullptr, 4096, 0);
     CHECK_EQ(engine_submit(queue, user, nullptr, &resize, 1, &error), -ENOTSUP);
     CHECK(error.says("a resize waits until nothing is inside the node"));
+    engine_request copy = request_of(ENGINE_OP_COPY_RANGE, 1, nullptr, 0, 512);
+    CHECK_EQ(engine_submit(queue, user, nullptr, &copy, 1, &error), -ENOTSUP);
+    CHECK(error.says("a copy has two users"));
     Engine other;
     Queue foreign(other);
     engine_request request = request_of(ENGINE_OP_READ, 1, buffer, 0, 512);

@@ -4,8 +4,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,6 +14,7 @@
 
 #include "aio/context.hh"
 #include "aio/offload.hh"
+#include "backend_bench.hh"
 #include "base/clock.hh"
 #include "base/error.hh"
 #include "check.hh"
@@ -27,92 +26,6 @@ using aio::IoKind;
 using aio::IoOp;
 
 namespace {
-
-struct Home {
-    std::unique_ptr<AioContext> context;
-
-    explicit Home(uint32_t backend, int64_t poll_max_ns = 0) {
-        aio::ContextConfig config;
-        config.name = "io";
-        config.backend = backend;
-        config.poll_max_ns = poll_max_ns;
-        engine_error error{};
-        error.size = sizeof error;
-        if (AioContext::create(std::move(config), &context, &error) != 0) {
-            fprintf(stderr, "%s\n", error.message);
-            throw check::Failure();
-        }
-    }
-    ~Home() {
-        if (context != nullptr) context->stop();
-    }
-    engine_context_stats stats() const {
-        engine_context_stats stats{};
-        context->read_stats(&stats);
-        return stats;
-    }
-};
-
-// An operation whose result a foreign thread can wait for.
-struct Wait : IoOp {
-    aio::Signal over;
-    int64_t outcome = INT64_MIN;
-    bool on_home = false;
-    AioContext* context = nullptr;
-
-    Wait() {
-        done = [](IoOp* op, int64_t answer) {
-            auto* self = static_cast<Wait*>(op);
-            self->outcome = answer;
-            self->on_home = self->context->on_home();
-            self->over.set();
-        };
-    }
-    void start(AioContext& on) {
-        context = &on;
-        on.call_and_wait([&] {
-            on.backend().queue(this);
-            CHECK_EQ(outcome, INT64_MIN);  // never from inside queue()
-        });
-    }
-    int64_t finish() {
-        over.wait();
-        CHECK(on_home);
-        return outcome;
-    }
-};
-
-class TempFile {
-  public:
-    explicit TempFile(const char* folder = "/tmp") : path_(std::string(folder) + "/engine-test-XXXXXX") {
-        fd = mkostemp(path_.data(), O_CLOEXEC);
-        if (fd >= 0) unlink(path_.c_str());
-    }
-    ~TempFile() {
-        if (fd >= 0) close(fd);
-    }
-    TempFile(const TempFile&) = delete;
-    TempFile& operator=(const TempFile&) = delete;
-    int fd;
-
-  private:
-    std::string path_;
-};
-
-int64_t transfer(AioContext& context, IoKind kind, int fd, void* base, size_t length, uint64_t offset,
-                 int flags = 0) {
-    Wait op;
-    iovec part{base, length};
-    op.kind = kind;
-    op.fd = fd;
-    op.iov = &part;
-    op.iov_count = 1;
-    op.offset = offset;
-    op.length = length;
-    op.flags = flags;
-    op.start(context);
-    return op.finish();
-}
 
 void reads_and_writes(uint32_t backend, const char* folder) {
     Home home(backend);
@@ -219,27 +132,6 @@ void cold_reads(uint32_t backend) {
 
 // --- the offload pool
 
-// Each call returns only when all of them have begun: they need as many threads.
-struct Meeting {
-    std::atomic<unsigned> present{0};
-    unsigned expected;
-};
-struct Meeter : Wait {
-    Meeting* meeting = nullptr;
-    Meeter() {
-        kind = IoKind::call;
-        call = [](IoOp* op) -> int64_t {
-            Meeting& all = *static_cast<Meeter*>(op)->meeting;
-            all.present++;
-            for (int i = 0; i < 5000; i++) {
-                if (all.present == all.expected) return 42;
-                usleep(1000);
-            }
-            return -ETIMEDOUT;
-        };
-    }
-};
-
 void calls_run_side_by_side(uint32_t backend) {
     Home home(backend);
     constexpr unsigned count = aio::OffloadPool::threads_max;
@@ -278,54 +170,6 @@ void more_calls_than_threads(uint32_t backend) {
 }
 
 // --- descriptors
-
-struct Watch : FdHandler {
-    std::atomic<unsigned> calls{0};
-    std::atomic<bool> gone{false};
-    AioContext* context = nullptr;
-    bool consume = true;
-    bool remove_in_callback = false;
-
-    Watch(AioContext& on, int watched, uint32_t wanted) : context(&on) {
-        fd = watched;
-        events = wanted;
-        ready = [](FdHandler* handler, uint32_t got) {
-            auto* self = static_cast<Watch*>(handler);
-            CHECK(self->context->on_home());
-            CHECK(!self->gone);
-            CHECK((got & self->events) != 0);
-            self->calls++;
-            uint64_t value;
-            if (self->consume)
-                CHECK_EQ(read(self->fd, &value, sizeof value), static_cast<ssize_t>(sizeof value));
-            if (self->remove_in_callback) {
-                self->context->backend().remove_fd(self);
-                CHECK(!self->gone);  // not while its callback is on the stack
-            }
-        };
-        released = [](FdHandler* handler) { static_cast<Watch*>(handler)->gone = true; };
-    }
-    int add() {
-        int added = 0;
-        context->call_and_wait([&] { added = context->backend().add_fd(this); });
-        return added;
-    }
-    void remove() {
-        context->call_and_wait([&] { context->backend().remove_fd(this); });
-        CHECK(check_soon([&] { return gone.load(); }));
-    }
-    template <class F>
-    static bool check_soon(F&& f) {
-        for (int i = 0; i < 5000; i++) {
-            if (f()) return true;
-            usleep(1000);
-        }
-        return false;
-    }
-    bool called(unsigned at_least) {
-        return check_soon([&] { return calls >= at_least; });
-    }
-};
 
 void post(int fd) {
     uint64_t one = 1;
@@ -499,153 +343,3 @@ BOTH(two_handlers_of_one_descriptor)
 BOTH(descriptors_of_a_busy_context)
 BOTH(short_waits)
 BOTH(wakes_once_for_each_message)
-
-// --- what is peculiar to io_uring
-
-// The slot leads to the file, whatever has become of the descriptor.
-TEST(uring_registered_files) {
-    Home home(ENGINE_BACKEND_IO_URING);
-    auto& backend = home.context->backend();
-    TempFile file;
-    char data[4096], back[4096];
-    memset(data, 'r', sizeof data);
-    REQUIRE(pwrite(file.fd, data, sizeof data, 0) == 4096);
-    std::vector<int16_t> slots;
-    home.context->call_and_wait([&] {
-        for (unsigned i = 0; i < 65; i++) slots.push_back(backend.register_file(file.fd));
-    });
-    CHECK_EQ(slots[0], 0);
-    CHECK_EQ(slots[63], 63);
-    CHECK_EQ(slots[64], -1);
-    auto read = [&](int16_t slot) {
-        Wait op;
-        iovec part{back, sizeof back};
-        op.kind = IoKind::read;
-        op.iov = &part;
-        op.iov_count = 1;
-        op.length = sizeof back;
-        op.file_slot = slot;
-        op.start(*home.context);
-        return op.finish();
-    };
-    close(std::exchange(file.fd, -1));
-    CHECK_EQ(read(slots[7]), 4096);
-    CHECK(memcmp(data, back, sizeof data) == 0);
-    CHECK_EQ(read(-1), -EBADF);
-    home.context->call_and_wait([&] { backend.unregister_file(7); });
-    CHECK_EQ(read(7), -EBADF);
-    home.context->call_and_wait([&] { backend.unregister_file(-1); });
-    CHECK_EQ(read(6), 4096);
-}
-
-// --- what is peculiar to the threads backend
-
-// From the page cache a read costs one system call and no thread.
-TEST(threads_page_cache_reads_stay_on_the_home_thread) {
-    Home home(ENGINE_BACKEND_THREADS);
-    TempFile file;
-    std::vector<char> data(65536, 'x');
-    REQUIRE(pwrite(file.fd, data.data(), data.size(), 0) == 65536);
-    for (int i = 0; i < 100; i++)
-        CHECK_EQ(transfer(*home.context, IoKind::read, file.fd, data.data(), 4096, 0), 4096);
-    auto stats = home.stats();
-    CHECK_EQ(stats.offloaded, 0);
-    CHECK_EQ(stats.completed, 100);
-}
-
-// tmpfs refuses reads without waiting: after the first answer nobody asks, and one thread serves them all.
-TEST(threads_tmpfs_reads_share_a_thread) {
-    Home home(ENGINE_BACKEND_THREADS);
-    TempFile file("/dev/shm");
-    REQUIRE(file.fd >= 0);
-    std::vector<char> data(65536, 'x');
-    REQUIRE(pwrite(file.fd, data.data(), data.size(), 0) == 65536);
-    iovec probe{data.data(), 1};
-    if (preadv2(file.fd, &probe, 1, 0, RWF_NOWAIT) >= 0) return;  // a kernel whose tmpfs can
-    constexpr unsigned count = 64;
-    for (int round = 0; round < 50; round++) {
-        std::vector<Wait> ops(count);
-        std::vector<iovec> parts(count);
-        home.context->call_and_wait([&] {
-            for (unsigned i = 0; i < count; i++) {
-                parts[i] = {data.data() + i * 1024, 1024};
-                ops[i].kind = IoKind::read;
-                ops[i].fd = file.fd;
-                ops[i].iov = &parts[i];
-                ops[i].iov_count = 1;
-                ops[i].length = 1024;
-                ops[i].context = home.context.get();
-                home.context->backend().queue(&ops[i]);
-            }
-        });
-        for (Wait& op : ops) CHECK_EQ(op.finish(), 1024);
-    }
-    auto stats = home.stats();
-    CHECK_EQ(stats.offloaded, 50 * count);
-    CHECK(stats.system_calls < 50 * count / 2);
-}
-
-// A small write that sleeps after all (a full pipe) holds up the small ones behind it for a moment only.
-TEST(threads_a_sleeper_does_not_hold_up_the_rest) {
-    Home home(ENGINE_BACKEND_THREADS);
-    TempFile file;
-    char byte = 'x';
-    for (int i = 0; i < 20; i++)
-        transfer(*home.context, IoKind::write, file.fd, &byte, 1, 0);  // known as quick
-    Meeting meeting{.expected = 8};
-    std::vector<Meeter> ops(8);
-    iovec part{&byte, 1};
-    home.context->call_and_wait([&] {
-        for (Meeter& op : ops) {
-            op.meeting = &meeting;
-            op.context = home.context.get();
-            op.iov = &part;
-            op.iov_count = 1;
-            op.length = 1;
-        }
-    });
-    // The same calls, but as the pool sees them small buffered writes.
-    auto pool = std::make_unique<aio::OffloadPool>(home.context.get());
-    home.context->call_and_wait([&] {
-        CHECK_EQ(pool->open(), 0);
-        for (Meeter& op : ops) {
-            op.kind = IoKind::write;
-            pool->run(&op);
-        }
-    });
-    for (Meeter& op : ops) CHECK_EQ(op.finish(), 42);
-    home.context->call_and_wait([&] { pool->stop(); });
-}
-
-TEST(threads_refuse_what_cannot_be_polled) {
-    Home home(ENGINE_BACKEND_THREADS);
-    TempFile file;
-    Watch watch(*home.context, file.fd, POLLIN);
-    CHECK_EQ(watch.add(), -EPERM);
-}
-
-// In a child process: where the limit of threads is reached there is an error, not a hang and not a silent
-// wait on the loop.
-TEST(threads_cannot_be_started) {
-    fflush(nullptr);
-    pid_t child = fork();
-    REQUIRE(child >= 0);
-    if (child == 0) {
-        Home home(ENGINE_BACKEND_THREADS);
-        TempFile file;
-        char byte = 'x';
-        rlimit before{};
-        if (getrlimit(RLIMIT_NPROC, &before) != 0) _exit(2);
-        rlimit limit{0, before.rlim_max};
-        if (setrlimit(RLIMIT_NPROC, &limit) != 0) _exit(3);
-        if (geteuid() == 0 && setresuid(65534, 65534, 65534) != 0) _exit(3);  // root has no limit
-        if (transfer(*home.context, IoKind::write, file.fd, &byte, 1, 0) != -ENOMEM) _exit(4);
-        if (setrlimit(RLIMIT_NPROC, &before) != 0) _exit(5);
-        if (transfer(*home.context, IoKind::write, file.fd, &byte, 1, 0) != 1) _exit(6);  // it recovers
-        _exit(0);
-    }
-    int status = 0;
-    REQUIRE(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status));
-    CHECK_EQ(WEXITSTATUS(status), 0);
-}

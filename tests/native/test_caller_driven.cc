@@ -12,77 +12,15 @@
 #include <thread>
 
 #include "aio/caller.hh"
-#include "embedder.hh"
+#include "caller_driven.hh"
 
 namespace {
 
+using namespace caller;
+
 using embedder::both_backends;
-using embedder::Engine;
-using embedder::Error;
 using embedder::eventually;
 using embedder::stats_of;
-
-engine_context_t* caller_driven(Engine& engine, const char* name, uint32_t backend) {
-    engine_context_config config = Engine::context_config(name, backend);
-    config.caller_driven = 1;
-    return engine.context(config);
-}
-
-int run_once(engine_context_t* context, int64_t timeout_ns = 0) {
-    Error error;
-    int result = engine_context_run_once(context, timeout_ns, &error);
-    check::report(result >= 0, __FILE__, __LINE__, std::string("run_once: ") + error.message);
-    return result;
-}
-
-// A loop that knows nothing but the descriptor: it runs the context when that is readable, and sleeps else.
-template <class F>
-bool poll_until(engine_context_t* context, F&& condition) {
-    double end = check::seconds() + 40;
-    while (!condition()) {
-        pollfd wanted{engine_context_fileno(context), POLLIN, 0};
-        if (check::seconds() > end || poll(&wanted, 1, 40000) != 1) return false;  // a wake-up was lost
-        run_once(context);
-    }
-    return true;
-}
-
-bool readable(engine_context_t* context) {
-    pollfd wanted{engine_context_fileno(context), POLLIN, 0};
-    return poll(&wanted, 1, 0) == 1;
-}
-
-// Until nothing is left to do, and the descriptor says so.
-void settle(engine_context_t* context) {
-    for (int i = 0; i < 1000 && readable(context); i++) run_once(context);
-    CHECK(!readable(context));
-}
-
-// A thread beside the loop, which must hear when it is over.
-class Beside {
-  public:
-    template <class F>
-    Beside(engine_context_t* context, F f)
-        : thread_([this, context, f] {
-              f();
-              over_ = true;
-              engine_context_wake(context);
-          }) {}
-    ~Beside() { thread_.join(); }
-    bool over() const { return over_; }
-
-  private:
-    std::atomic<bool> over_{false};
-    std::thread thread_;
-};
-
-struct Count {
-    std::atomic<unsigned> runs{0};
-    static void run(void* opaque) { static_cast<Count*>(opaque)->runs.fetch_add(1); }
-    static void fired(void* opaque, int fired) {
-        if (fired != 0) run(opaque);
-    }
-};
 
 TEST(the_descriptor_is_readable_until_the_first_run) {
     for (uint32_t backend : both_backends) {
@@ -209,18 +147,6 @@ TEST(a_watched_descriptor_is_served_by_select) {
         CHECK_EQ(reader.runs.load(), 100);
         close(ends[0]);
         close(ends[1]);
-    }
-}
-
-void write_and_read(engine_user_t* user, engine_context_t* context) {
-    char out[4096];
-    char in[4096] = {};
-    memset(out, 'w', sizeof out);
-    Error error;
-    for (uint64_t at = 0; at < 65536; at += sizeof out) {
-        CHECK_EQ(embedder::io(user, ENGINE_OP_WRITE, out, at, sizeof out, ENGINE_FUA, &error, context), 4096);
-        CHECK_EQ(embedder::io(user, ENGINE_OP_READ, in, at, sizeof in, 0, &error, context), 4096);
-        CHECK(memcmp(in, out, sizeof in) == 0);
     }
 }
 
@@ -515,134 +441,6 @@ TEST(closed_without_ever_being_driven) {
         CHECK_EQ(count.runs.load(), 1);
         caller_driven(engine, "io1", backend);  // this one goes with the engine
     }
-}
-
-// Another thread takes its place: handlers, timers and files go on there, and the engine can be closed.
-TEST(the_thread_that_drove_it_has_ended) {
-    for (uint32_t backend : both_backends) {
-        embedder::TempFile file(65536);
-        Engine engine;
-        engine_context_t* context = caller_driven(engine, "io0", backend);
-        engine_user_t* user =
-            Engine::user(engine.open({{"driver", "raw"}, {"filename", file.name()}}), "test");
-        int ends[2];
-        REQUIRE(pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0);
-        engine_fd_handler_t* handler = nullptr;
-        Count count;
-        Error error;
-        std::thread([&] {
-            run_once(context);
-            write_and_read(user, context);
-            CHECK_EQ(engine_fd_handler_new(context, ends[0], Count::run, nullptr, nullptr, &count, &handler,
-                                           &error),
-                     0);
-        }).join();
-        REQUIRE(handler != nullptr);
-        run_once(context);
-        write_and_read(user, context);
-        CHECK_EQ(write(ends[1], "x", 1), 1);
-        CHECK(poll_until(context, [&] { return count.runs >= 3; }));
-        engine_fd_handler_delete(handler);
-        settle(context);
-        close(ends[0]);
-        close(ends[1]);
-        std::thread([&] {
-            Error there;
-            CHECK_EQ(engine_context_run_once(context, 0, &there), -EBUSY);  // this thread is alive
-        }).join();
-        CHECK_EQ(engine_user_close(user, &error), 0);
-        engine_context_t* second = caller_driven(engine, "io1", backend);
-        embedder::TempFile other(65536);
-        user = Engine::user(engine.open({{"driver", "raw"}, {"filename", other.name()}}), "test");
-        std::thread([&] {
-            run_once(second);
-            write_and_read(user, second);  // leaves channels, which closing the node must reach
-        }).join();
-        CHECK_EQ(engine_user_close(user, &error), 0);
-    }
-}
-
-class Captured {  // standard error, for as long as it lives
-  public:
-    Captured() {
-        REQUIRE(pipe2(ends_, O_CLOEXEC | O_NONBLOCK) == 0);
-        fflush(stderr);
-        saved_ = dup(STDERR_FILENO);
-        dup2(ends_[1], STDERR_FILENO);
-    }
-    ~Captured() {
-        dup2(saved_, STDERR_FILENO);
-        for (int fd : {saved_, ends_[0], ends_[1]}) close(fd);
-    }
-    bool says(const char* text) {
-        char part[512];
-        for (ssize_t n; (n = read(ends_[0], part, sizeof part)) > 0;) {
-            text_.append(part, static_cast<size_t>(n));
-        }
-        return text_.find(text) != std::string::npos;
-    }
-
-  private:
-    int ends_[2];
-    int saved_;
-    std::string text_;
-};
-
-// What the log says, for as long as it lives; standard error is for programs that keep no log.
-class Logged {
-  public:
-    Logged() { engine_set_log_hook(hook, this); }
-    ~Logged() { engine_set_log_hook(nullptr, nullptr); }
-    bool says(const char* text) {
-        std::lock_guard guard(mutex_);
-        return text_.find(text) != std::string::npos;
-    }
-
-  private:
-    static void hook(const engine_log_record* record, void* opaque) {
-        auto* self = static_cast<Logged*>(opaque);
-        std::lock_guard guard(self->mutex_);
-        self->text_ += record->message;
-    }
-    std::mutex mutex_;
-    std::string text_;
-};
-
-template <class Listener>
-void leave_alone() {
-    for (bool driving : {false, true}) {  // the thread that waits drives another context, or none
-        Engine engine;
-        engine_context_t* left_alone = caller_driven(engine, "left-alone", ENGINE_BACKEND_AUTO);
-        engine_context_t* other = caller_driven(engine, "other", ENGINE_BACKEND_AUTO);
-        run_once(left_alone);
-        settle(left_alone);
-        engine_user_t* user = Engine::user(engine.open({{"driver", "null"}}), "test");
-        engine::aio::stall_limit_ns.store_relaxed(20'000'000);
-        std::atomic<bool> over{false};
-        {
-            Listener heard;
-            std::thread waiter([&] {
-                if (driving) run_once(other);
-                char buffer[512];
-                Error error;
-                CHECK_EQ(embedder::io(user, ENGINE_OP_READ, buffer, 0, 512, 0, &error, left_alone), 512);
-                over = true;
-                engine_context_wake(left_alone);
-            });
-            CHECK(eventually([&] { return heard.says("context left-alone has left its messages alone"); }));
-            CHECK(!heard.says("context other"));
-            CHECK(poll_until(left_alone, [&] { return over.load(); }));
-            waiter.join();
-        }
-        engine::aio::stall_limit_ns.store_relaxed(10'000'000'000);
-        Error error;
-        CHECK_EQ(engine_user_close(user, &error), 0);
-    }
-}
-
-TEST(a_context_that_is_left_alone_is_named) {
-    leave_alone<Captured>();
-    leave_alone<Logged>();
 }
 
 }  // namespace

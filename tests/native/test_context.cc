@@ -7,6 +7,7 @@
 #include <memory>
 #include <thread>
 
+#include "aio/context.hh"
 #include "embedder.hh"
 
 namespace {
@@ -363,6 +364,41 @@ TEST(main_lives_until_the_engine_closes) {
 }
 
 // Small rings hold few operations in flight, and still serve any number.
+// A message to a context that always has something ready waits for some of it, not for a turn's whole budget.
+TEST(a_busy_context_looks_at_its_inbox) {
+    struct Rounds : engine::coro::ReadyItem {
+        engine::aio::AioContext* context = nullptr;
+        unsigned count = 0;
+    } rounds;
+    struct Late : engine::aio::Message {
+        Rounds* rounds = nullptr;
+        unsigned ran_at = 0;
+    } late;
+    Engine engine;
+    auto* context = reinterpret_cast<engine::aio::AioContext*>(engine.context("io0"));
+    rounds.context = context;
+    rounds.run = [](engine::coro::ReadyItem* item) {
+        auto* self = static_cast<Rounds*>(item);
+        if (++self->count < 2000) self->context->ready(self);
+    };
+    late.rounds = &rounds;
+    late.run = [](engine::aio::Message* message) {
+        auto* self = static_cast<Late*>(message);
+        self->ran_at = self->rounds->count;
+    };
+    run_on(reinterpret_cast<engine_context_t*>(context), [&] {
+        context->ready(&rounds);
+        CHECK_EQ(context->send(&late), 0);
+    });
+    CHECK(eventually([&] {
+        bool over = false;
+        context->call_and_wait([&] { over = rounds.count == 2000; });
+        return over;
+    }));
+    CHECK(late.ran_at > 0);
+    CHECK(late.ran_at <= 64);
+}
+
 TEST(the_smallest_rings_work) {
     for (uint32_t depth : {1u, 2u, 8u, 16u}) {
         Engine engine;

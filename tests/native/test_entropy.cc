@@ -102,7 +102,7 @@ void draw(uint64_t features, uint32_t indirect_entries, uint32_t chains) {
     constexpr uint64_t base = 0x4000000;
     RingLayout layout = RingLayout::make(size, indirect_entries);
     const uint64_t bytes = layout.bytes + (64 << 10);
-    Block memory = block(bytes);
+    Block memory = guest::block(bytes);
     Context on;
     EntropyDevice device(*on.context, 42);
     DriverRing driver;

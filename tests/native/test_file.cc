@@ -262,12 +262,6 @@ BOTH(read_only_files) {
 
 // --- O_DIRECT
 
-bool has_direct(const std::string& path) {
-    int fd = open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
-    if (fd >= 0) close(fd);
-    return fd >= 0;
-}
-
 BOTH(direct_reads_and_writes) {
     Folder folder;
     Bench bench(backend);

@@ -33,6 +33,9 @@ TEST(sizes_are_written_as_in_qemu_img) {
         {"1P", uint64_t{1} << 50},
         {"8E", uint64_t{8} << 60},
         {"18446744073709551615", UINT64_MAX},
+        {"9007199254740993.0", 9007199254740993},
+        {"7.0000000000000001E", (uint64_t{7} << 60) + 115},
+        {"1.99999999999999999999999k", 2047},
     };
     for (const auto& one : good) {
         uint64_t bytes = 1;
@@ -60,8 +63,9 @@ TEST(times_have_units) {
     const struct {
         const char* text;
         uint64_t ns;
-    } good[] = {{"0", 0},         {"100", 100},       {"100ns", 100},     {"20us", 20000},
-                {"2ms", 2000000}, {"5s", 5000000000}, {"1.5ms", 1500000}, {"0.25us", 250}};
+    } good[] = {{"0", 0},          {"100", 100},         {"100ns", 100},     {"20us", 20000},
+                {"2ms", 2000000},  {"5s", 5000000000},   {"1.5ms", 1500000}, {"0.25us", 250},
+                {"1.001us", 1001}, {"0.29s", 290000000}, {"4.35us", 4350}};
     for (const auto& one : good) {
         uint64_t ns = 1;
         CHECK(parse_time_ns(one.text, &ns));
@@ -116,13 +120,13 @@ TEST(wrong_options_answer_with_what_would_be_right) {
     error = refused(engine, {{"driver", "null"}, {"size", "1G"}, {"size", "2G"}}, EINVAL, "size");
     CHECK(error.says("option 'size' is given twice"));
     error = refused(engine, {{"size", "1G"}}, EINVAL, "driver");
-    CHECK(
-        error.says("option 'driver' is missing; there are: external, file, memory, null, overlay, "
-                   "passthrough, raw, throttle"));
+    CHECK(error.says(
+        "option 'driver' is missing; there are: delay, external, fault, file, memory, null, overlay, "
+        "passthrough, raw, throttle"));
     error = refused(engine, {{"driver", "vmdk"}}, ENOENT, "driver");
-    CHECK(
-        error.says("there is no driver 'vmdk'; there are: external, file, memory, null, overlay, "
-                   "passthrough, raw, throttle"));
+    CHECK(error.says(
+        "there is no driver 'vmdk'; there are: delay, external, fault, file, memory, null, overlay, "
+        "passthrough, raw, throttle"));
     error = refused(engine, {{"driver", "file"}}, EINVAL, "filename");
     error = refused(engine, {{"driver", "raw"}}, EINVAL, "file");
     CHECK(error.says("driver raw needs a 'file': give filename="));

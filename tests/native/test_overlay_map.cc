@@ -1,6 +1,7 @@
 // What an overlay is made of, without requests: sets of sub-clusters, the table, the host clusters and their
 // way back, and the map against a model of single sub-clusters.
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "base/random.hh"
@@ -137,21 +138,71 @@ void compare(const Map& map, const Held& guard, const Model& model) {
 struct Write {
     uint64_t offset = 0;
     Places places;
+    // Clusters where a clear came in between, and where it hid something.
+    std::set<uint64_t> touched{}, hidden{};
+
+    void cleared(uint64_t at, bool hides) {
+        uint64_t cluster = at >> cluster_bits;
+        if (cluster < offset >> cluster_bits || cluster > (offset + places.length - 1) >> cluster_bits)
+            return;
+        touched.insert(cluster);
+        if (hides) hidden.insert(cluster);
+    }
 };
+
+void clear(Model& model, std::vector<Write>& under_way, uint64_t offset, uint64_t length) {
+    bool hides = false;  // in this cluster
+    for (uint64_t at = offset; at < offset + length; at += sub_bytes) {
+        Source& source = model.source[at / sub_bytes];
+        hides = hides || source == Source::data || (source == Source::backing && at < backing_bytes);
+        source = Source::zero;
+        uint64_t next = at + sub_bytes;
+        if ((next & ((1 << cluster_bits) - 1)) != 0 && next < offset + length) continue;
+        for (Write& write : under_way) write.cleared(at, hides);
+        hides = false;
+    }
+}
 
 // What a write does, in its two steps; `written` false: its data could not be written.
 void end_write(Map& map, const Exclusive& guard, const Write& write, bool written, Model& model) {
+    Map::Committed committed = map.commit(guard, write.offset, write.places, written);
     uint64_t at = write.offset;
     for (unsigned i = 0; i < write.places.count; i++) {
         const Extent& extent = write.places.extents[i];
         for (uint64_t k = 0; k < extent.length && written; k += sub_bytes) {
+            uint64_t cluster = (at + k) >> cluster_bits;
+            if (write.hidden.contains(cluster)) continue;  // it stays as the clear has left it
+            // More is done again than must be: whole clusters, and whole leaves.
+            bool may_be_left = write.touched.contains(cluster);
+            if (may_be_left && map.find(guard, at + k, sub_bytes).source != Source::data) continue;
             model.source[(at + k) / sub_bytes] = Source::data;
             model.host[(at + k) / sub_bytes] = extent.host + k;
         }
         at += extent.length;
     }
     REQUIRE(at - write.offset == write.places.length);
-    map.commit(guard, write.offset, write.places.length, written);
+    REQUIRE(!committed.again || (written && !write.touched.empty()));
+    REQUIRE(committed.again || !written || write.hidden.empty());
+}
+
+TEST(what_a_clear_has_hidden_does_not_come_back_with_another_write) {
+    Alone alone;
+    Map map;
+    REQUIRE(map.init({cluster_bits, sub_bits, backing_bytes}, bytes, 2 * clusters));
+    Places slow, quick;
+    bool dropped = false;
+    map.reserve(alone.guard, 0, 2 * sub_bytes, &slow);
+    map.reserve(alone.guard, 0, 2 * sub_bytes, &quick);
+    CHECK_EQ(quick.extents[0].host, slow.extents[0].host);
+    CHECK(!map.commit(alone.guard, 0, quick, true).again);
+    CHECK_EQ(map.clear(alone.guard, sub_bytes, sub_bytes, &dropped), sub_bytes);
+    CHECK(map.commit(alone.guard, 0, slow, true).again);
+    CHECK(map.find(alone.guard, sub_bytes, sub_bytes).source == Source::zero);
+    CHECK(map.find(alone.guard, 0, sub_bytes).source == Source::data);
+    slow = Places();
+    map.reserve(alone.guard, 0, 2 * sub_bytes, &slow);
+    CHECK(!map.commit(alone.guard, 0, slow, true).again);
+    CHECK(map.find(alone.guard, sub_bytes, sub_bytes).source == Source::data);
 }
 
 TEST(the_map_against_a_model) {
@@ -188,9 +239,7 @@ TEST(the_map_against_a_model) {
                         REQUIRE(cleared != 0);
                         done += cleared;
                     }
-                    for (uint64_t at = offset; at < offset + length; at += sub_bytes) {
-                        model.source[at / sub_bytes] = Source::zero;
-                    }
+                    clear(model, under_way, offset, length);
             }
             HostSpace& space = map.space();
             if (random.below(10) == 0 && under_way.empty() && space.begin_rest(alone.guard)) {

@@ -89,7 +89,8 @@ TEST(every_operation_reaches_the_child_and_comes_back) {
         CHECK_EQ(above.op[op].bytes, below.op[op].bytes);
         CHECK_EQ(above.op[op].errors, refused);
         CHECK_EQ(below.op[op].errors, 0);
-        CHECK(above.op[op].requests != 0);
+        // A copy reaches a child that can do it: test_copy_range.cc.
+        CHECK_EQ(above.op[op].requests != 0, op != ENGINE_OP_COPY_RANGE);
     }
     CHECK_EQ(below.in_flight, 0);
 }

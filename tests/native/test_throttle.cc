@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "api/handles.hh"
-#include "embedder.hh"
+#include "filter_load.hh"
 
 namespace {
 
@@ -13,51 +13,9 @@ using embedder::Engine;
 using embedder::Error;
 using embedder::eventually;
 using embedder::io;
-
-engine_node_stats stats_of(engine_node_t* node) {
-    engine_node_stats stats{};
-    stats.size = sizeof stats;
-    CHECK_EQ(engine_node_get_stats(node, nullptr, &stats), 0);
-    return stats;
-}
-
-engine_node_t* child_of(engine_node_t* node) {
-    char role[16];
-    return engine_node_get_child(node, 0, role, sizeof role);
-}
-
-struct Load {
-    engine_workload_t* workload = nullptr;
-    Load(Engine& engine, engine_user_t* user, engine_context_t* context, uint64_t count,
-         uint32_t read_percent = 100, uint32_t iodepth = 16) {
-        engine_workload_config config{};
-        config.size = sizeof config;
-        config.pattern = ENGINE_RANDOM;
-        config.read_percent = read_percent;
-        config.block_size = 4096;
-        config.iodepth = iodepth;
-        config.count = count;
-        config.seed = 5;
-        config.user = user;
-        config.context = context;
-        Error error;
-        REQUIRE(engine_workload_create(engine, &config, &workload, &error) == 0);
-        CHECK_EQ(engine_workload_start(workload, &error), 0);
-    }
-    ~Load() { CHECK_EQ(engine_workload_close(workload), 0); }
-    Load(const Load&) = delete;
-    Load& operator=(const Load&) = delete;
-    std::unique_ptr<engine_workload_result> result() const {
-        auto result = std::make_unique<engine_workload_result>();
-        result->size = sizeof *result;
-        CHECK_EQ(engine_workload_get_result(workload, result.get()), 0);
-        return result;
-    }
-    std::unique_ptr<engine_workload_result> wait() const {
-        CHECK_EQ(engine_workload_wait(workload, 60'000'000'000), 0);
-        return result();
-    }
-};
+using filter_load::child_of;
+using filter_load::Load;
+using filter_load::stats_of;
 
 int set(engine_node_t* node, Engine::Options options, engine_error* error = nullptr) {
     return engine_throttle_set(node, options.begin(), options.size(), error);
@@ -237,6 +195,29 @@ TEST(a_node_that_must_be_idle_lets_go) {
     CHECK_EQ(stats_of(stuck.node).in_flight, 1);
     CHECK_EQ(set(stuck.node, unlimited), 0);
     CHECK_EQ(load.wait()->errors, 0);
+}
+
+// What it holds belongs to requests that are inside the nodes above.
+TEST(a_change_further_up_lets_go_of_what_waits) {
+    Engine engine;
+    engine_node_t* slow = engine.open({{"driver", "throttle"},
+                                       {"limits.bps-write", "1"},
+                                       {"node-name", "slow"},
+                                       {"file.driver", "memory"},
+                                       {"file.size", "1M"}});
+    engine_node_t* top = engine.open({{"driver", "passthrough"}, {"file", "slow"}});
+    engine_user_t* user = Engine::user(top, "test");
+    Error error;
+    {
+        Load load(engine, user, engine.context("io0"), 9, 0, 9);
+        REQUIRE(eventually([&] { return stats_of(slow).op[ENGINE_OP_WRITE].requests == 1; }));
+        engine_option options[] = {{"driver", "passthrough"}};
+        engine_node_t* filter = nullptr;
+        CHECK_EQ(engine_node_insert_filter(top, options, 1, 0, &filter, &error), 0);
+        CHECK_EQ(load.wait()->errors, 0);
+        CHECK_EQ(stats_of(slow).op[ENGINE_OP_WRITE].requests, 9);
+    }
+    CHECK_EQ(engine_user_close(user, &error), 0);
 }
 
 TEST(a_node_in_use_stays_open) {

@@ -77,6 +77,10 @@ def test_every_operation(image: Path, content: bytes) -> None:
         assert await disk.resize(2 << 20) is None
         assert disk.size == 2 << 20
         assert await disk.pread(8, (2 << 20) - 8) == bytes(8)
+        assert await disk.copy_range(disk, 4096, 0, 1 << 20) is None
+        with pytest.raises(engine.InvalidArgument, match="source: a node of the same engine"):
+            await disk.copy_range("disk", 1, 0, 0)  # type: ignore[arg-type]
+        assert await disk.pread(4096, 1 << 20) == await disk.pread(4096, 0)
         extents = [extent async for extent in disk.extents()]
         assert sum(extent.length for extent in extents) == disk.size
         assert [extent async for extent in disk.extents(0, 4096)] == list(disk.blocking.extents(0, 4096))
@@ -379,7 +383,7 @@ def test_cancelled_before_it_was_sent() -> None:
             task.cancel()  # it has not run at all
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert not is_in_use(buffer)
+            await until(lambda: not is_in_use(buffer))
             task = asyncio.create_task(node.pread_into(buffer, 0))
             asyncio.get_running_loop().call_soon(task.cancel)  # between its start and the end of its turn
             with pytest.raises(asyncio.CancelledError):
@@ -541,14 +545,46 @@ def test_references_do_not_pile_up() -> None:
 
 
 def _typed(call: Coroutine[Any, Any, bytes]) -> Coroutine[Any, Any, bytes]:
-    """A public method is a coroutine function: create_task and TaskGroup take what it returns."""
+    """create_task and TaskGroup take what a call returns."""
     return call
 
 
-def test_calls_are_coroutines() -> None:
+def test_calls_are_futures_and_coroutines() -> None:
     async def work(eng: aio.Engine) -> None:
         node = await eng.open(driver="null")
+        reads = [node.pread(8, 8 * i) for i in range(100)]
+        assert all(asyncio.isfuture(each) for each in reads)
+        assert await asyncio.gather(*reads) == [bytes(8)] * 100
+        assert len(asyncio.all_tasks()) == 1  # this one
         assert asyncio.iscoroutine(call := _typed(node.pread(8, 0)))
         assert await asyncio.create_task(call) == bytes(8)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(node.pwrite(bytes(16), 0))
+        assert task.result() == 16
+        assert await asyncio.wait_for(node.flush(), 60) is None
+        shared = node.pread(8, 0)
+        both = asyncio.gather(asyncio.create_task(shared), asyncio.create_task(shared))
+        assert await both == [bytes(8), bytes(8)]
+        assert await asyncio.create_task(shared) == bytes(8) == await shared
+        done, _ = await asyncio.wait([asyncio.create_task(node.pread(8, 0))])
+        assert [task.result() for task in done] == [bytes(8)]
+        with pytest.raises(TypeError, match="use tasks explicitly"):
+            await asyncio.wait([shared])
+        with pytest.raises(engine.InvalidArgument):
+            node.pread(-1, 0)  # said at once
+        early = asyncio.create_task(node.pread(8, 0))
+        early.cancel("before its first step")
+        with pytest.raises(asyncio.CancelledError):
+            await early
+        with pytest.raises(engine.InvalidArgument, match="past the end"):
+            await asyncio.create_task(node.pread(8, node.size))
+        async with slow_node(eng, "60s") as slow:
+            waiting = slow.pread(8, 0)
+            await until(lambda: slow.stats().in_flight == 1)
+            assert waiting.cancel("enough")
+            assert not waiting.cancel()
+            with pytest.raises(asyncio.CancelledError, match="enough"):
+                await waiting
+            await until(lambda: slow.stats().in_flight == 0)  # in far less than a minute
 
     run(work)

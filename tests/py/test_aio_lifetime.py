@@ -66,8 +66,7 @@ def test_a_blocking_close_on_the_loops_own_thread(what: str) -> None:
         async with aio.Engine() as eng:
             node = await slow(eng)
             tasks = await in_flight(node)
-            unsent = asyncio.create_task(node.pread(512, 0))
-            await asyncio.sleep(0)  # it has run, and was not sent yet
+            unsent = node.pread(512, 0)  # it is sent at the end of this turn
             {"node": node, "engine": eng}[what].blocking.close()
             assert await succeeded(tasks)
             with pytest.raises(engine.Closed):

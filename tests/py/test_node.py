@@ -148,7 +148,16 @@ def test_statistics(null: engine.BlockNode) -> None:
     assert stats.op["write"] == engine.OpStats(requests=1, bytes=100, errors=0)
     assert stats.op["flush"].requests == 1
     assert stats.op["discard"].requests == 0
-    assert list(stats.op) == ["read", "write", "flush", "discard", "write_zeroes", "resize", "block_status"]
+    assert list(stats.op) == [
+        "read",
+        "write",
+        "flush",
+        "discard",
+        "write_zeroes",
+        "resize",
+        "block_status",
+        "copy_range",
+    ]
 
 
 def test_names_are_unique(eng: engine.Engine, null: engine.BlockNode) -> None:

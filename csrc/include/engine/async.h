@@ -13,7 +13,7 @@ typedef struct engine_cq engine_cq_t;
 
 typedef struct engine_request {
     uint32_t size;            /* of this struct; the same in all elements of an array */
-    uint32_t op;              /* engine_op, without ENGINE_OP_RESIZE, which waits until the node is idle */
+    uint32_t op;              /* engine_op, without ENGINE_OP_RESIZE and ENGINE_OP_COPY_RANGE, which have calls of their own */
     uint64_t token;           /* the caller's name for it: it comes back with the completion */
     uint64_t offset;
     uint64_t bytes;
@@ -62,7 +62,8 @@ typedef struct engine_cq_stats {
 } engine_cq_stats;
 
 ENGINE_API int engine_cq_create(engine_t *engine, engine_cq_t **out, engine_error *error);
-/* Waits for what is in flight; completions that nobody drained are lost. An engine closes after its queues. */
+/* Waits for what is in flight, and lets go of what filters hold back (throttle, delay, fault) when that takes long;
+ * completions that nobody drained are lost. An engine closes after its queues. */
 ENGINE_API int engine_cq_close(engine_cq_t *cq, engine_error *error);
 /* Readable while there is something to drain, level-triggered; now and then without reason. Only to be polled. */
 ENGINE_API int engine_cq_fileno(engine_cq_t *cq);

@@ -31,7 +31,7 @@ enum engine_error_kind {
     ENGINE_ERROR_OS = 1,          /* the kernel refused: errnum is its answer */
     ENGINE_ERROR_INVALID = 2,     /* an argument or option is wrong: field names it */
     ENGINE_ERROR_UNSUPPORTED = 3, /* a valid wish that this driver, build or host cannot fulfil */
-    ENGINE_ERROR_CORRUPT = 4,     /* an image or ring contradicts its specification */
+    ENGINE_ERROR_CORRUPT = 4,     /* an image or ring contradicts its specification; or its reference (verify) */
     ENGINE_ERROR_REFUSED = 5,     /* policy: what was refused is in field */
     ENGINE_ERROR_LIMIT = 6,       /* a limit of the engine or of the host was reached */
     ENGINE_ERROR_CONFLICT = 7,    /* another user or process holds what was asked for */
@@ -71,6 +71,8 @@ ENGINE_API void engine_get_build_info(engine_build_info *info);
 ENGINE_API void engine_set_allocation_hook(engine_allocation_hook *hook, void *opaque);
 /* Monotonic nanoseconds on the engine's own clock (the time stamp counter where it is invariant). */
 ENGINE_API uint64_t engine_now_ns(void);
+/* CRC-32C of `bytes` at `data`, going on from `before` (0: nothing came before), as write logs have it. */
+ENGINE_API uint32_t engine_crc32c(const void *data, uint64_t bytes, uint32_t before);
 /* The name of that clock: "tsc" or "clock_gettime". */
 ENGINE_API const char *engine_clock_name(void);
 

@@ -17,7 +17,8 @@ enum engine_op {
     ENGINE_OP_WRITE_ZEROES = 4,
     ENGINE_OP_RESIZE = 5,       /* offset: the new size in bytes */
     ENGINE_OP_BLOCK_STATUS = 6,
-    ENGINE_OP_COUNT = 7,
+    ENGINE_OP_COPY_RANGE = 7,   /* engine_user_copy_range() */
+    ENGINE_OP_COUNT = 8,
 };
 
 enum engine_request_flags {
@@ -91,7 +92,7 @@ typedef struct engine_node_stats {
     uint32_t size;
     uint32_t channels;
     uint64_t in_flight;
-    engine_op_stats op[7]; /* by engine_op */
+    engine_op_stats op[8]; /* by engine_op */
 } engine_node_stats;
 
 ENGINE_API int engine_node_open(engine_t *engine, const engine_option *options, size_t count,
@@ -139,6 +140,11 @@ ENGINE_API int engine_user_get_pauses(engine_user_t *user, engine_pause_stats *s
  * "limits."; what is not given is unlimited. Requests that wait are looked at again within 100 ms. */
 ENGINE_API int engine_throttle_set(engine_node_t *node, const engine_option *options, size_t count,
                                    engine_error *error);
+/* Lets all go that a fault node holds by `pause`, on every context. Returns how many requests that were, or -errno;
+ * -EDEADLK on a context's own thread. What a fault node holds also goes on, as if resumed, where the node must come
+ * to rest (a filter comes or goes at it, above or below, it is replaced or resized), and where a queue, workload
+ * or copy that waits for it is closed. A blocking call waits until one of these. */
+ENGINE_API int engine_fault_resume(engine_node_t *node, engine_error *error);
 
 typedef struct engine_iovec {
     void *base;
@@ -161,6 +167,14 @@ typedef struct engine_extent {
 ENGINE_API int64_t engine_user_block_status(engine_user_t *user, engine_context_t *context, uint64_t offset,
                                             uint64_t bytes, engine_extent *extents, uint32_t capacity,
                                             engine_error *error);
+
+/* Copies a range from what one user may read to what another may write, and waits for it; both on `context`
+ * (NULL: main). Where both lie in files as they are the kernel copies (copy_file_range: file systems that can let
+ * the files share the blocks), else it is read and written, 1 MiB at a time. Ranges of one node may overlap. Returns
+ * `bytes`, or -errno: then how much was copied is not known. */
+ENGINE_API int64_t engine_user_copy_range(engine_user_t *source, uint64_t source_offset, engine_user_t *target,
+                                          uint64_t target_offset, uint64_t bytes, engine_context_t *context,
+                                          engine_error *error);
 
 ENGINE_END_DECLS
 

@@ -34,8 +34,8 @@ typedef struct engine_queue_stats {
     uint64_t polls;           /* looks at the ring without a kick */
     uint64_t batches;         /* looks that found something */
     uint64_t in_flight;
-    engine_op_stats op[7];
     engine_error error;       /* of a broken queue */
+    engine_op_stats op[8];    /* by engine_op */
 } engine_queue_stats;
 
 ENGINE_API int engine_disk_create(engine_node_t *node, const engine_disk_config *config, engine_disk_t **out,

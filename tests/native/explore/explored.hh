@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/alloc.hh"
@@ -26,21 +27,34 @@ namespace explore {
 struct Ends {
     bool ended = false;
 };
-template <class T>
-std::shared_ptr<T> make_state() {
-    return std::shared_ptr<T>(new T, [](T* state) {
+template <class T, class... Args>
+std::shared_ptr<T> make_state(Args... args) {
+    return std::shared_ptr<T>(new T(args...), [](T* state) {
         if (state->ended && !mutated(Mutation::compare_exchange_is_two_steps)) delete state;
     });
 }
 
-inline void must_hold(const Scenario& scenario, unsigned preemptions, unsigned stale_reads) {
-    Options options;
-    options.preemptions = preemptions;
-    options.stale_reads = stale_reads;
+struct Bounds {
+    unsigned preemptions = 2;
+    unsigned stale_reads = 3;
+    unsigned detours = UINT_MAX;  // that many: no bound
+
+    Options options() const {
+        Options options;
+        options.preemptions = preemptions;
+        options.stale_reads = stale_reads;
+        options.detours = detours;
+        return options;
+    }
+};
+
+inline void must_hold(const Scenario& scenario, const Bounds& bounds) {
+    Options options = bounds.options();
     Report report = explore(options, scenario);
     CHECK(report.failed || report.complete);
-    printf("     %llu executions, all with at most %u preemptions and %u stale reads\n",
-           static_cast<unsigned long long>(report.executions), preemptions, stale_reads);
+    printf("     %llu executions, all with at most %u preemptions, %u stale reads%s\n",
+           static_cast<unsigned long long>(report.executions), bounds.preemptions, bounds.stale_reads,
+           bounds.detours == UINT_MAX ? "" : (", " + std::to_string(bounds.detours) + " detours").c_str());
     if (!report.failed) {
         options.random_executions = 20000;
         report = explore(options, scenario);
@@ -52,14 +66,18 @@ inline void must_hold(const Scenario& scenario, unsigned preemptions, unsigned s
     }
 }
 
+inline void must_hold(const Scenario& scenario, unsigned preemptions, unsigned stale_reads) {
+    must_hold(scenario, {.preemptions = preemptions, .stale_reads = stale_reads});
+}
+
 // By search and by random choices, and its schedule must show it again.
-inline void must_be_found(Mutation mutation, const std::vector<Scenario>& scenarios, const char* expected) {
+inline void must_be_found(Mutation mutation, const std::vector<Scenario>& scenarios, const char* expected,
+                          const Bounds& bounds = {}) {
     set_mutation(mutation);
     for (uint64_t random_executions : {0, 50000}) {
         bool found = false;
         for (const Scenario& scenario : scenarios) {
-            Options options;
-            options.preemptions = 2;
+            Options options = bounds.options();
             options.random_executions = random_executions;
             options.executions_max = 300000;
             Report report = explore(options, scenario);

@@ -100,7 +100,7 @@ class Explorer {
     size_t position_ = 0;
     const Location* locations_[locations_max] = {};
     unsigned location_count_ = 0;
-    unsigned preemptions_ = 0, stale_reads_ = 0, spurious_failures_ = 0, steps_ = 0;
+    unsigned preemptions_ = 0, detours_ = 0, stale_reads_ = 0, spurious_failures_ = 0, steps_ = 0;
     uint64_t random_ = 0;
 };
 
@@ -127,7 +127,7 @@ void Explorer::reset() {
     current_ = main_fiber;
     position_ = 0;
     location_count_ = 0;
-    preemptions_ = stale_reads_ = spurious_failures_ = steps_ = 0;
+    preemptions_ = detours_ = stale_reads_ = spurious_failures_ = steps_ = 0;
     std::fill(std::begin(locations_), std::end(locations_), nullptr);
     sc_view.fill(0);
     failed = false;
@@ -258,7 +258,8 @@ unsigned Explorer::candidates(unsigned (&out)[threads_max]) const {
     return 0;
 }
 
-// The current fiber cannot go on, or lets others go first: whoever is chosen runs, at no price.
+// The current fiber cannot go on, or lets others go first: whoever is chosen runs, at no price but that of a
+// detour.
 void Explorer::run_another() {
     unsigned others[threads_max];
     unsigned count = candidates(others);
@@ -274,7 +275,10 @@ void Explorer::run_another() {
         switch_to(main_fiber);
         return;
     }
-    unsigned next = others[choose(count)];
+    bool bound = mode_ == Mode::search && detours_ >= options_.detours;
+    unsigned chosen = bound ? 0 : choose(count);
+    if (chosen != 0) detours_++;
+    unsigned next = others[chosen];
     fibers_[next].status = Status::runnable;
     if (next != current_) switch_to(next);
 }
@@ -543,6 +547,9 @@ void Program::thread(const char* name, std::function<void()> body) {
 }
 void Program::at_end(std::function<void()> body) {
     explorer().at_end(std::move(body));
+}
+unsigned current_thread() {
+    return active == nullptr ? main_fiber : explorer().current_number();
 }
 void fail(const std::string& what) {
     explorer().fail(what);

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <climits>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -22,7 +23,7 @@ namespace explore {
 
 inline constexpr unsigned threads_max =
     8;  // the main fiber, which sets up and checks at the end, is number 0
-inline constexpr unsigned locations_max = 24;
+inline constexpr unsigned locations_max = 48;
 
 // --- a scenario: called once for every execution, to make fresh objects and threads
 
@@ -35,12 +36,15 @@ class Program {
 using Scenario = std::function<void(Program&)>;
 
 struct Options {
-    unsigned preemptions = 3;        // taking the processor from a thread that could go on
+    unsigned preemptions = 3;  // taking the processor from a thread that could go on
+    // Who goes on where a thread blocks or ends is free, unless this is less: so often another one than the
+    // first in order. What has many threads that sleep and wake has too many orders to try them all.
+    unsigned detours = UINT_MAX;
     unsigned stale_reads = 3;        // loads that read another store than the latest
     unsigned spurious_failures = 1;  // of a weak compare-exchange
     unsigned steps_max = 2000;       // more is a livelock
     uint64_t executions_max = UINT64_MAX;
-    // Not 0: that many executions with random choices instead, preemptions without bound.
+    // Not 0: that many executions with random choices instead, preemptions and detours without bound.
     uint64_t random_executions = 0;
     uint64_t seed = 1;
 };
@@ -59,6 +63,8 @@ Report replay(const Options& options, const Scenario& scenario, const std::strin
 
 // --- for the threads of a scenario
 
+// Its number; the main fiber is 0.
+unsigned current_thread();
 // Ends the execution as failed. In the main fiber it returns.
 void fail(const std::string& what);
 inline void require(bool good, const char* what) {
@@ -186,6 +192,22 @@ enum class Mutation : uint8_t {
     reader_queues_at_an_open_gate,
     leaving_during_a_check_goes_unseen,
     turn_passes_before_readers,
+    // --- of block/grace.cc and block/in_flight.hh
+    grace_answers_before_the_marks,
+    grace_waits_for_a_closed_context,
+    grace_asks_the_first_context_alone,
+    marks_pass_whoever_is_inside,
+    // --- of block/quiesce.cc and Port
+    quiesce_parks_after_the_wait,
+    quiesce_goes_on_before_the_change,
+    quiesce_leaves_marks_standing,
+    quiesce_takes_the_deadline_for_rest,
+    unpark_counts_nothing,
+    // --- of block/track.cc
+    tracking_waits_for_nobody,
+    tracking_finds_nobody_older,
+    tracking_is_on_at_once,
+    tracking_tells_no_new_channel,
 };
 void set_mutation(Mutation mutation);
 bool mutated(Mutation mutation);
