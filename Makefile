@@ -7,7 +7,7 @@ export PYTHON
 venv := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize
+.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize sigkill
 .PHONY: dialect
 .PHONY: python-test clean wheel wheel-test setup-run setup-bench setup-test
 
@@ -26,6 +26,9 @@ native-test: setup-test ## the native tests, with their assertions
 
 sanitize: setup-test ## the native tests under ASan+UBSan and under TSan
 	$(venv)/python scripts/run_tests.py asan tsan
+
+sigkill: setup-test ## kills RUNS=300 processes at work and looks at what they leave behind
+	SIGKILL_RUNS=$(or $(RUNS),300) $(venv)/python -m pytest -q -s tests/interop/test_durability.py -k killed
 
 dialect: setup-test ## the coroutine dialect on every compiler and mode
 	$(venv)/python scripts/run_tests.py dialect

@@ -42,6 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _bench(commands.add_parser("bench", help="one workload on one topology", allow_abbrev=False))
     _run(commands.add_parser("run", help="an experiment file: swept, repeated, with a picture"))
     _doctor(commands.add_parser("doctor", help="what this host gives, and what to do about it"))
+    _write_log(commands.add_parser("write-log", help="what a write log holds, and the disk that it makes"))
     arguments = parser.parse_args(argv)
     if arguments.cflags or arguments.libs:
         arguments.command = _run_flags
@@ -201,6 +202,41 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     suggest.add_argument(
         "--allow-debug-build", action="store_true", help="measure a debug or sanitized build all the same"
     )
+
+
+def _write_log(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Logs of `write-log` nodes (docs/write-log.md)."
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
+    show = actions.add_parser("show", help="one line for each entry")
+    show.set_defaults(command=_run_write_log_show)
+    show.add_argument("log", metavar="LOG")
+    show.add_argument("--json", action="store_true", help="one JSON object for each entry")
+    replay = actions.add_parser("replay", help="do it all again on an image")
+    replay.set_defaults(command=_run_write_log_replay)
+    replay.add_argument("log", metavar="LOG")
+    replay.add_argument(
+        "image", metavar="IMAGE", help="as the disk was when the log was begun; a new one is zeroes"
+    )
+    replay.add_argument("--to", type=_number(0), metavar="N", help="the first N entries only")
+    replay.add_argument("--flush", type=_number(1), metavar="K", help="up to the K-th flush")
+    replay.add_argument(
+        "--power-loss",
+        type=_number(0),
+        metavar="SEED",
+        help="lose, tear and reorder what no flush has made durable by then",
+    )
+
+
+def _run_write_log_show(arguments: argparse.Namespace) -> int:
+    from engine.cli.write_log import show
+
+    return show(arguments)
+
+
+def _run_write_log_replay(arguments: argparse.Namespace) -> int:
+    from engine.cli.write_log import make
+
+    return make(arguments)
 
 
 def _run_flags(arguments: argparse.Namespace) -> int:
