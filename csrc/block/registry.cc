@@ -11,7 +11,7 @@ namespace engine::block {
 namespace {
 const Driver* const table[] = {&delay_driver,  &external_driver, &fault_driver,   &file_driver,
                                &memory_driver, &null_driver,     &overlay_driver, &passthrough_driver,
-                               &raw_driver,    &throttle_driver, &write_log_driver};
+                               &raw_driver,    &throttle_driver, &verify_driver,  &write_log_driver};
 }
 
 std::span<const Driver* const> drivers() noexcept {

@@ -15,6 +15,7 @@ extern const Driver overlay_driver;
 extern const Driver passthrough_driver;
 extern const Driver raw_driver;
 extern const Driver throttle_driver;
+extern const Driver verify_driver;
 extern const Driver write_log_driver;
 
 }  // namespace engine::block
