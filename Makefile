@@ -7,7 +7,7 @@ export PYTHON
 venv := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize sigkill
+.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize sim sigkill
 .PHONY: dialect
 .PHONY: python-test clean wheel wheel-test setup-run setup-bench setup-test
 
@@ -26,6 +26,9 @@ native-test: setup-test ## the native tests, with their assertions
 
 sanitize: setup-test ## the native tests under ASan+UBSan and under TSan
 	$(venv)/python scripts/run_tests.py asan tsan
+
+sim: setup-test ## the simulator and its known bugs: SEEDS=10000 seeds from FROM=0 on; SEED=123: one, operation by operation
+	$(venv)/python scripts/sim.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --from $(or $(FROM),0))
 
 sigkill: setup-test ## kills RUNS=300 processes at work and looks at what they leave behind
 	SIGKILL_RUNS=$(or $(RUNS),300) $(venv)/python -m pytest -q -s tests/interop/test_durability.py -k killed

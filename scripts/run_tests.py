@@ -177,6 +177,18 @@ def test_dialect() -> Counts:
     return counts if status == 0 or counts.failed else counts + FAILED
 
 
+def test_sim() -> Counts:
+    """Fresh seeds, printed; each known bug that is found counts as a test, and so do all seeds together."""
+    status, output = run(sys.executable, "scripts/sim.py", "--fresh", "--seeds", "1000", capture=True)
+    print(output, end="")
+    closing = re.findall(r"^\d+ seeds, (\d+) failed, (\d+)/(\d+) known bugs found$", output, re.MULTILINE)
+    if not closing:
+        return FAILED
+    failed, found, known = map(int, closing[-1])
+    good = failed == 0 and (status == 0 or found != known)
+    return Counts(passed=found + good, failed=known - found + (not good))
+
+
 # ---- Python tests ----
 
 
@@ -266,6 +278,7 @@ PARTS: dict[str, Part] = {
     "native": test_native,
     "asan": test_asan,
     "tsan": test_tsan,
+    "sim": test_sim,
     "python": test_python,
 }
 OTHERS: dict[str, Part] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,11 @@ def test_free_standing_fences_are_not_used() -> None:
         name_of(path) for path in files_of(".cc", ".hh") if "csrc" in path.parts and fence.search(read(path))
     ]
     assert not found
+
+
+def test_known_bugs_name_text_that_is_there() -> None:
+    """Each changes one piece of a source file; the simulator's run, which is longer, would say so late."""
+    bugs = tomllib.loads(read(ROOT / "tests" / "sim" / "bugs.toml"))["bug"]
+    assert bugs
+    wrong = {bug["name"]: count for bug in bugs if (count := read(ROOT / bug["file"]).count(bug["old"])) != 1}
+    assert not wrong, f"how often their file has their text: {wrong}"
