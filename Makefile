@@ -7,7 +7,7 @@ export PYTHON
 venv := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize sim sigkill
+.PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize sim fuzz sigkill
 .PHONY: dialect
 .PHONY: python-test clean wheel wheel-test setup-run setup-bench setup-test
 
@@ -18,7 +18,7 @@ help: ## what there is
 run: setup-run ## measure one big lock against a lock for each node, on this machine: about a minute
 	$(venv)/engine run bench/experiments/big-lock.toml
 
-test: setup-test ## everything: native tests, sanitizers, coroutine dialect, Python tests, lint
+test: setup-test ## everything: native tests, sanitizers, fuzzers, coroutine dialect, Python tests, lint
 	$(venv)/python scripts/run_tests.py
 
 native-test: setup-test ## the native tests, with their assertions
@@ -29,6 +29,9 @@ sanitize: setup-test ## the native tests under ASan+UBSan and under TSan
 
 sim: setup-test ## the simulator and its known bugs: SEEDS=10000 seeds from FROM=0 on; SEED=123: one, operation by operation
 	$(venv)/python scripts/sim.py $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --from $(or $(FROM),0))
+
+fuzz: setup-test ## the fuzzers, TIME=60s each and two at a time; SEED=… repeats, FUZZ="options virtqueue" chooses
+	$(venv)/python scripts/fuzz.py --time $(or $(TIME),60s) $(if $(SEED),--seed $(SEED)) $(FUZZ)
 
 sigkill: setup-test ## kills RUNS=300 processes at work and looks at what they leave behind
 	SIGKILL_RUNS=$(or $(RUNS),300) $(venv)/python -m pytest -q -s tests/interop/test_durability.py -k killed

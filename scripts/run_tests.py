@@ -189,6 +189,21 @@ def test_sim() -> Counts:
     return Counts(passed=found + good, failed=known - found + (not good))
 
 
+FUZZ_RUNS = "1000"  # of each fuzzer: about 20 seconds in all
+
+
+def test_fuzz() -> Counts:
+    """The short form of `make fuzz`. The canary counts as a test."""
+    status, output = run(sys.executable, "scripts/fuzz.py", "--runs", FUZZ_RUNS, capture=True)
+    print(output, end="")
+    closing = re.search(r"^(\d+) fuzzers, (\d+) failed, canary (found)?", output, re.MULTILINE)
+    if closing is None:
+        return FAILED
+    total, failed, found = int(closing[1]), int(closing[2]), closing[3] is not None
+    counts = Counts(total - failed + found, failed + (not found))
+    return counts if status == 0 or counts.failed else counts + FAILED
+
+
 # ---- Python tests ----
 
 
@@ -279,6 +294,7 @@ PARTS: dict[str, Part] = {
     "asan": test_asan,
     "tsan": test_tsan,
     "sim": test_sim,
+    "fuzz": test_fuzz,
     "python": test_python,
 }
 OTHERS: dict[str, Part] = {
