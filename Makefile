@@ -8,7 +8,7 @@ venv := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help run test bench bench-quick bench-compare peers lint format native-test sanitize sim fuzz sigkill
-.PHONY: dialect
+.PHONY: mutants dialect
 .PHONY: python-test clean wheel wheel-test setup-run setup-bench setup-test
 
 help: ## what there is
@@ -35,6 +35,9 @@ fuzz: setup-test ## the fuzzers, TIME=60s each and two at a time; SEED=… repea
 
 sigkill: setup-test ## kills RUNS=300 processes at work and looks at what they leave behind
 	SIGKILL_RUNS=$(or $(RUNS),300) $(venv)/python -m pytest -q -s tests/interop/test_durability.py -k killed
+
+mutants: setup-test ## changes COUNT=200 places of the core, one at a time, and looks which tests notice (hours)
+	$(venv)/python scripts/mutate.py --count $(or $(COUNT),200) --seed $(or $(SEED),1)
 
 dialect: setup-test ## the coroutine dialect on every compiler and mode
 	$(venv)/python scripts/run_tests.py dialect
