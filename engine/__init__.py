@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         RefusedByPolicy,
         Unsupported,
     )
+    from engine.experiment.results import Results, load_results
     from engine.histogram import Histogram
     from engine.node import BlockNode, BlockUser, NodeInfo, NodeStats, PauseStats
     from engine.options import DriverInfo, OptionInfo, drivers
@@ -79,6 +80,7 @@ __all__ = [
     "ProbeResult",
     "QueueStats",
     "RefusedByPolicy",
+    "Results",
     "Timer",
     "Unsupported",
     "VirtQueue",
@@ -89,6 +91,7 @@ __all__ = [
     "build_info",
     "clock_name",
     "drivers",
+    "load_results",
     "now_ns",
     "parse_size",
     "parse_time_ns",
@@ -122,6 +125,7 @@ _MODULES = {
         "RefusedByPolicy",
         "Unsupported",
     ),
+    "experiment.results": ("Results", "load_results"),
     "histogram": ("Histogram",),
     "node": ("BlockNode", "BlockUser", "NodeInfo", "NodeStats", "PauseStats"),
     "options": ("DriverInfo", "OptionInfo", "drivers"),

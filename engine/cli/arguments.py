@@ -41,6 +41,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
     _bench(commands.add_parser("bench", help="one workload on one topology", allow_abbrev=False))
     _run(commands.add_parser("run", help="an experiment file: swept, repeated, with a picture"))
+    _report(commands.add_parser("report", help="a result as one HTML page, with pictures"))
+    _compare(commands.add_parser("compare", help="what differs between two results, beyond noise"))
     _doctor(commands.add_parser("doctor", help="what this host gives, and what to do about it"))
     _write_log(commands.add_parser("write-log", help="what a write log holds, and the disk that it makes"))
     arguments = parser.parse_args(argv)
@@ -204,6 +206,41 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Makes one HTML page of a result of `engine run`, which needs nothing else."
+    parser.set_defaults(command=_run_report)
+    parser.add_argument("result", metavar="RESULT", help="a result, or its folder")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the page (report.html beside the result)")
+    parser.add_argument("--svg", metavar="DIR", help="also each picture by itself, there")
+
+
+def _run_report(arguments: argparse.Namespace) -> int:
+    from engine.cli.report import run
+
+    return run(arguments)
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Says in words what differs between two results of `engine run`, point by point, beyond noise."
+    )
+    parser.set_defaults(command=_run_compare)
+    parser.add_argument("a", metavar="A", help="a result, or its folder: what was")
+    parser.add_argument("b", metavar="B", help="what is now")
+    parser.add_argument(
+        "--fail-if-slower",
+        type=_share,
+        metavar="N%",
+        help="exit status 1 where B is slower than A by so much, beyond noise",
+    )
+
+
+def _run_compare(arguments: argparse.Namespace) -> int:
+    from engine.cli.compare import run
+
+    return run(arguments)
+
+
 def _write_log(parser: argparse.ArgumentParser) -> None:
     parser.description = "Logs of `write-log` nodes (docs/write-log.md)."
     actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=_Parser)
@@ -306,6 +343,16 @@ def _time_ns(text: str) -> int:
         return parse_time_ns(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 20us or 5s") from None
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = -1.0
+    if not text.endswith("%") or not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 5%")
+    return value
 
 
 def _seconds(text: str) -> float:

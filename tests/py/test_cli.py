@@ -67,7 +67,7 @@ def test_version() -> None:
 
 def test_help_lists_what_exists_and_nothing_else() -> None:
     words = engine("--help").stdout.split()
-    assert {"bench", "run", "doctor", "write-log"} <= set(words)
+    assert {"bench", "run", "report", "compare", "doctor", "write-log"} <= set(words)
     assert {"serve", "img", "io", "nbd", "daemon", "graph", "top"} & set(words) == set()
 
 

@@ -1,0 +1,92 @@
+"""Results of `engine run`, read back: as they are, and as tables of columns for NumPy or pandas.
+
+pandas.DataFrame(engine.load_results("results/big-lock-…").table("runs"))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.experiment.errors import UserError
+from engine.experiment.runner import FORMAT, RESULT_FILE
+
+_PERCENTILES = ("50", "99", "99.9")
+
+
+class Results:
+    """One result file. `data` is all of it, as docs of the file's own JSON say; nothing is kept elsewhere."""
+
+    def __init__(self, path: Path, data: Mapping[str, Any]) -> None:
+        self.path = path
+        self.data = data
+
+    @property
+    def title(self) -> str:
+        return str(self.data["title"])
+
+    @property
+    def sweep(self) -> list[str]:
+        """The swept keys, in the order of the experiment file."""
+        return list(self.data["plan"]["sweep"])
+
+    def table(self, what: str = "points") -> dict[str, list[Any]]:
+        """Columns of equal length.
+
+        "points": a row for each point that has runs: swept keys, mark, title, runs, and of each figure the
+        median (`iops`) and the extremes (`iops_min`, `iops_max`). "runs": a row for each run, discarded ones
+        too. Rates in requests a second, latencies in ns, CPU in µs per request, shares from 0 to 1.
+        """
+        if what == "points":
+            rows = [self._point_row(point) for point in self.data["points"] if point["summary"]]
+        elif what == "runs":
+            rows = [self._run_row(run) for run in self.data["runs"]]
+        else:
+            raise ValueError(f"no table is called {what!r}: there are 'points' and 'runs'")
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def _settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        own = {key: point["settings"].get(key) for key in self.sweep}
+        return {"point": point["index"], **own, "mark": point["mark"], "title": point["title"]}
+
+    def _point_row(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        row = {**self._settings(point), "runs": point["summary"]["runs"]}
+        for name, spread in point["summary"].items():
+            if isinstance(spread, dict):
+                row |= {name: spread["median"], f"{name}_min": spread["min"], f"{name}_max": spread["max"]}
+        return row
+
+    def _run_row(self, run: Mapping[str, Any]) -> dict[str, Any]:
+        engine = run["record"]["engine"]
+        point = self.data["points"][run["point"]]
+        return {
+            **self._settings(point),
+            **{key: run[key] for key in ("repetition", "attempt", "discarded", "marked")},
+            "iops": engine["iops"],
+            "requests": engine["requests"],
+            "seconds": engine["seconds"],
+            "cpu_us_per_request": engine["cpu"]["us_per_request"],
+            "lock_wait_share": engine["lock_wait"]["share"],
+            "steal_percent": engine["steal_percent"],
+            "other_percent": engine["other_percent"],
+        }
+
+
+def load_results(path: str | os.PathLike[str]) -> Results:
+    """Of a result file, or the folder that holds it. UserError, on one line, for what is none."""
+    place = Path(path)
+    if place.is_dir():
+        place /= RESULT_FILE
+    try:
+        data = json.loads(place.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}: give a folder that `engine run` has made") from None
+    except ValueError as error:
+        raise UserError(f"{place}: is not a result of `engine run`: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise UserError(f"{place}: is not a result of `engine run`, or of another version of it")
+    return Results(place, data)
