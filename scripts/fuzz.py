@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from run_tests import BUILD, JOBS, ROOT, SANITIZED, clang, clang_tool, configure, run
+from run_tests import BUILD, JOBS, PCH, ROOT, SANITIZED, UNIFIED, clang, clang_tool, configure, run
 
 FOLDER = BUILD / "fuzz"
 CANARY = "canary"
@@ -54,7 +54,14 @@ def fuzzers() -> dict[str, str]:
 
 def build() -> bool:
     """A folder of its own: nothing else is compiled for libFuzzer."""
-    options = ("-Dnative_tests=false", "-Dfuzzers=true", "-Db_sanitize=address,undefined", *SANITIZED)
+    options = (
+        "-Dnative_tests=false",
+        "-Dfuzzers=true",
+        "-Db_sanitize=address,undefined",
+        *SANITIZED,
+        *PCH,
+        *UNIFIED,
+    )
     return (
         configure(FOLDER, clang(), *options)
         and run("ninja", "-C", FOLDER, f"-j{JOBS}", "--quiet", "fuzzers")[0] == 0

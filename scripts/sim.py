@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from run_tests import BUILD, GCC, ROOT, TOOLS, configure
+from run_tests import BUILD, GCC, PCH, ROOT, TOOLS, configure
 
 FOLDER = BUILD / "native"
 LAB = FOLDER / "tests" / "sim" / "lab"
@@ -256,7 +256,7 @@ def main() -> int:
     parser.add_argument("--no-bugs", action="store_true", help="do not look for the known bugs")
     given = parser.parse_args()
     built = (
-        configure(FOLDER, GCC)
+        configure(FOLDER, GCC, *PCH)
         and not subprocess.run(
             [TOOLS / "ninja", "-C", FOLDER, f"-j{JOBS}", "--quiet", "tests/sim/lab"], check=False
         ).returncode

@@ -69,7 +69,7 @@ void delay_cancel(Channel& channel, Request* request) {
 
 constexpr const char* hour = "0..3600000000000";  // ns
 
-const OptionDef options[] = {
+const OptionDef delay_options[] = {
     {"read", OptionType::time, "0", hour, "how long a read waits; 0: not at all"},
     {"write", OptionType::time, "0", hour, "how long a write waits"},
     {"flush", OptionType::time, "0", hour, "how long a flush waits"},
@@ -104,7 +104,7 @@ int delay_open(Node& node, const block::OpenArguments& arguments) {
     return 0;
 }
 
-const block::ChildDef children[] = {{"file", true}};
+const block::ChildDef delay_children[] = {{"file", true}};
 
 }  // namespace
 
@@ -116,8 +116,8 @@ const Driver delay_driver{
     .name = "delay",
     .layer = "filter",
     .text = "lets each request wait before it goes on",
-    .options = filters::options,
-    .children = filters::children,
+    .options = filters::delay_options,
+    .children = filters::delay_children,
     .state_size = sizeof(filters::DelayState),
     .channel_state_size = sizeof(filters::DelayChannel),
     .open = filters::delay_open,

@@ -186,7 +186,7 @@ void fault_close_channel(Channel& channel) {
 
 // --- control plane
 
-const OptionDef options[] = {
+const OptionDef fault_options[] = {
     {"rules", OptionType::string, "", nullptr,
      "what fails or waits: rules separated by ';', each key=value separated by ',': op, offset, state, skip, "
      "count, probability, new-state; errno (and torn), delay, pause. The first that fires decides"},
@@ -240,7 +240,7 @@ coro::Task<int> resume_all(Instance& engine, Node* node) ENGINE_NO_THREAD_SAFETY
     co_return result;
 }
 
-const block::ChildDef children[] = {{"file", true}};
+const block::ChildDef fault_children[] = {{"file", true}};
 
 }  // namespace
 
@@ -267,8 +267,8 @@ const Driver fault_driver{
     .name = "fault",
     .layer = "filter",
     .text = "lets requests fail, wait or tear by rules",
-    .options = filters::options,
-    .children = filters::children,
+    .options = filters::fault_options,
+    .children = filters::fault_children,
     .state_size = sizeof(filters::FaultState),
     .channel_state_size = sizeof(filters::FaultChannel),
     .open = filters::fault_open,

@@ -20,7 +20,7 @@ Location passthrough_locate(Channel& channel, uint64_t offset) {
     return {channel.children[0], offset};
 }
 
-const ChildDef children[] = {{"file", true}};
+const ChildDef passthrough_children[] = {{"file", true}};
 
 }  // namespace
 
@@ -29,7 +29,7 @@ const Driver passthrough_driver{
     .layer = "filter",
     .text = "hands every request on, changes nothing",
     .options = {},
-    .children = children,
+    .children = passthrough_children,
     .state_size = 0,
     .channel_state_size = 0,
     .open = passthrough_open,

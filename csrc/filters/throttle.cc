@@ -172,7 +172,7 @@ constexpr const char* rate_values = "0..1000000000000000";
 constexpr const char* length_values = "1..4294967295";
 
 // The three options of each limit stand together, in the order of Limits::Which.
-const OptionDef options[] = {
+const OptionDef throttle_options[] = {
     {"limits.bps-total", OptionType::size, "0", rate_values, "bytes a second, read and written; 0: no limit"},
     {"limits.bps-total-max", OptionType::size, "0", rate_values, "bytes a second in a burst; 0: no bursts"},
     {"limits.bps-total-max-length", OptionType::integer, "1", length_values, "seconds that a burst lasts"},
@@ -207,7 +207,7 @@ int refuse(engine_error* error, const char* key, const char* format, const char*
 
 int read_limits(const Options& given, Limits* limits, engine_error* error) {
     for (unsigned which = 0; which < Limits::count; which++) {
-        const OptionDef* keys = &options[size_t{which} * options_a_limit];
+        const OptionDef* keys = &throttle_options[size_t{which} * options_a_limit];
         Limit& limit = limits->limit[which];
         limit = {given.number(keys[0].key), given.number(keys[1].key), given.number(keys[2].key)};
         if (limit.burst != 0 && limit.average == 0)
@@ -218,7 +218,7 @@ int read_limits(const Options& given, Limits* limits, engine_error* error) {
             return refuse(error, keys[2].key, "there is no burst to last: give '@' as well", keys[1].key);
         if (which % 3 != 0 && limit.average != 0 && limits->limit[which - which % 3].average != 0) {
             return refuse(error, keys[0].key, "'@' limits that already: give the total, or reads and writes",
-                          options[size_t{which - which % 3} * options_a_limit].key);
+                          throttle_options[size_t{which - which % 3} * options_a_limit].key);
         }
     }
     limits->iops_size = given.number("limits.iops-size");
@@ -237,7 +237,7 @@ std::string key_of(const std::string& name) {
 
 // The first key of `given` that is about limits; null: none.
 const char* limit_key(const Options& given) {
-    for (const OptionDef& def : options) {
+    for (const OptionDef& def : throttle_options) {
         if (strncmp(def.key, "limits.", 7) == 0 && given.given(def.key)) return def.key;
     }
     return nullptr;
@@ -303,7 +303,7 @@ void throttle_close(Node& node) {
     state.~ThrottleState();
 }
 
-const block::ChildDef children[] = {{"file", true}};
+const block::ChildDef throttle_children[] = {{"file", true}};
 
 }  // namespace
 
@@ -323,7 +323,7 @@ int set_throttle(Node& node, OptionBag bag, engine_error* error) {
     bag.set("driver", node.driver->name);
     Options given;
     Limits limits;
-    int result = given.parse(bag, node.driver->name, options, error);
+    int result = given.parse(bag, node.driver->name, throttle_options, error);
     if (result == 0) result = read_limits(given, &limits, error);
     if (result == 0) {
         node.state<ThrottleState>().group->set(limits, node.control->engine->main()->now_ns());
@@ -339,8 +339,8 @@ const Driver throttle_driver{
     .name = "throttle",
     .layer = "filter",
     .text = "holds requests back to so many bytes or requests a second",
-    .options = filters::options,
-    .children = filters::children,
+    .options = filters::throttle_options,
+    .children = filters::throttle_children,
     .state_size = sizeof(filters::ThrottleState),
     .channel_state_size = sizeof(filters::ThrottleChannel),
     .open = filters::throttle_open,

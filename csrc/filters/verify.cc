@@ -17,7 +17,7 @@ using block::OpenArguments;
 
 namespace {
 
-const block::ChildDef children[] = {{child_roles[file_child], true}, {child_roles[reference_child], true}};
+const block::ChildDef verify_children[] = {{child_roles[file_child], true}, {child_roles[reference_child], true}};
 
 int refuse(engine_error* error, const char* format, const char* a, const char* b) {
     return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = "reference"},
@@ -98,7 +98,7 @@ const Driver verify_driver{
     .layer = "filter",
     .text = "keeps a reference beside its child: changes go to both, and what is read must be the same",
     .options = {},
-    .children = filters::children,
+    .children = filters::verify_children,
     .state_size = sizeof(filters::VerifyState),
     .channel_state_size = sizeof(filters::VerifyChannel),
     .open = filters::verify_open,

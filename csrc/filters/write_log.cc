@@ -288,11 +288,11 @@ void write_log_close_channel(Channel& channel) {
     channel.state<WriteLogChannel>().~WriteLogChannel();
 }
 
-const OptionDef options[] = {
+const OptionDef write_log_options[] = {
     {"overwrite", OptionType::boolean, "off", nullptr, "begin a new log where 'log' holds one already"},
 };
 
-const block::ChildDef children[] = {{"file", true}, {"log", true}};
+const block::ChildDef write_log_children[] = {{"file", true}, {"log", true}};
 
 }  // namespace
 
@@ -304,8 +304,8 @@ const Driver write_log_driver{
     .name = "write-log",
     .layer = "filter",
     .text = "logs what changes its disk, so that every state after a loss of power can be made again",
-    .options = filters::options,
-    .children = filters::children,
+    .options = filters::write_log_options,
+    .children = filters::write_log_children,
     .state_size = sizeof(filters::WriteLogState),
     .channel_state_size = sizeof(filters::WriteLogChannel),
     .open = filters::write_log_open,

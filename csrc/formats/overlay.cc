@@ -21,7 +21,7 @@ namespace {
 constexpr uint64_t resize_timeout_ns = 30'000'000'000;
 constexpr unsigned sub_bits_min = 9;
 
-const OptionDef options[] = {
+const OptionDef overlay_options[] = {
     {"data", OptionType::enumeration, "memory", "memory|file",
      "where what is written goes: memory, or an unnamed file in `directory`, of which a crash leaves "
      "nothing; "
@@ -33,7 +33,7 @@ const OptionDef options[] = {
      "size of the disk, bytes; default: that of what is below; beyond that it reads as zeroes"},
 };
 
-const block::ChildDef children[] = {{.role = "backing", .required = true, .read_only = true},
+const block::ChildDef overlay_children[] = {{.role = "backing", .required = true, .read_only = true},
                                     {.role = "file", .required = true}};
 
 int refuse(engine_error* error, const char* field, const char* text) {
@@ -203,8 +203,8 @@ const Driver overlay_driver{
     .name = "overlay",
     .layer = "format",
     .text = "a temporary disk over any node: what is written goes elsewhere, and is gone when it is closed",
-    .options = formats::options,
-    .children = formats::children,
+    .options = formats::overlay_options,
+    .children = formats::overlay_children,
     .state_size = sizeof(formats::OverlayState),
     .channel_state_size = sizeof(formats::OverlayChannel),
     .open = formats::overlay_open,

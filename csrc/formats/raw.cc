@@ -89,13 +89,13 @@ Location raw_locate(Channel& channel, uint64_t offset) {
     return {channel.children[0], offset + channel.node->state<RawState>().offset};
 }
 
-const OptionDef options[] = {
+const OptionDef raw_options[] = {
     {"offset", OptionType::size, "0", "0..8E", "where the disk starts in what is below, bytes"},
     {"size", OptionType::size, nullptr, "0..8E",
      "size of the disk, bytes; default: all that is below from offset on"},
 };
 
-const ChildDef children[] = {{"file", true}};
+const ChildDef raw_children[] = {{"file", true}};
 
 }  // namespace
 
@@ -103,8 +103,8 @@ const Driver raw_driver{
     .name = "raw",
     .layer = "format",
     .text = "the disk as it is, or a window of it",
-    .options = options,
-    .children = children,
+    .options = raw_options,
+    .children = raw_children,
     .state_size = sizeof(RawState),
     .channel_state_size = 0,
     .open = raw_open,

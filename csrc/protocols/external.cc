@@ -397,7 +397,7 @@ void external_close_channel(Channel& channel) {
     own.~ExternalChannel();
 }
 
-const OptionDef options[] = {
+const OptionDef external_options[] = {
     {"size", OptionType::size, nullptr, "0..8E", "size of the disk, bytes; default: that of the node below"},
     {"ops", OptionType::string, "read,write,flush", nullptr,
      "operations that the program serves: read, write, flush, discard, write-zeroes, resize, block-status"},
@@ -415,7 +415,7 @@ const OptionDef options[] = {
      "memory"},
 };
 
-const ChildDef children[] = {{"file", false}};
+const ChildDef external_children[] = {{"file", false}};
 
 }  // namespace
 
@@ -423,8 +423,8 @@ const Driver external_driver{
     .name = "external",
     .layer = "protocol",
     .text = "served by the embedding program (engine_external_attach); with a file below, a filter",
-    .options = options,
-    .children = children,
+    .options = external_options,
+    .children = external_children,
     .state_size = sizeof(ExternalState),
     .channel_state_size = sizeof(ExternalChannel),
     .open = external_open,

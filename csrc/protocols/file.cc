@@ -7,7 +7,7 @@ namespace engine::block {
 
 namespace {
 
-const OptionDef options[] = {
+const OptionDef file_options[] = {
     {"filename", OptionType::string, nullptr, nullptr,
      "path of a regular file or block device; a plain name, in which nothing has a special meaning", true},
     {"unnamed", OptionType::boolean, "off", nullptr,
@@ -29,7 +29,7 @@ const Driver file_driver{
     .name = "file",
     .layer = "protocol",
     .text = "a regular file or a block device",
-    .options = options,
+    .options = file_options,
     .children = {},
     .state_size = sizeof(FileState),
     .channel_state_size = sizeof(FileChannel),

@@ -297,7 +297,7 @@ void memory_close(Node& node) {
     base::Owner<Table>(node.state<MemoryState>().table).reset();
 }
 
-const OptionDef options[] = {
+const OptionDef memory_options[] = {
     {"size", OptionType::size, nullptr, "0..64T",
      "size of the disk, bytes; it takes memory for what has been written", true},
 };
@@ -308,7 +308,7 @@ const Driver memory_driver{
     .name = "memory",
     .layer = "protocol",
     .text = "a RAM disk: sparse, and gone when it is closed",
-    .options = options,
+    .options = memory_options,
     .children = {},
     .state_size = sizeof(MemoryState),
     .channel_state_size = 0,

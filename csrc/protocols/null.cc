@@ -118,7 +118,7 @@ void null_cancel(Channel& channel, Request* request) {
     if (own.waiting.empty()) channel.context->timers().cancel(&own.timer);
 }
 
-const OptionDef options[] = {
+const OptionDef null_options[] = {
     {"size", OptionType::size, "1G", "0..8E", "size of the disk, bytes"},
     {"latency-ns", OptionType::time, "0", "0..60000000000",
      "time that each request takes: 20us, or a number of ns"},
@@ -132,7 +132,7 @@ const Driver null_driver{
     .name = "null",
     .layer = "protocol",
     .text = "completes everything, stores nothing (also null-co)",
-    .options = options,
+    .options = null_options,
     .children = {},
     .state_size = sizeof(NullState),
     .channel_state_size = sizeof(NullChannel),
