@@ -259,8 +259,8 @@ def test_clang_format() -> Counts:
 
 def test_clang_tidy() -> Counts:
     """With the flags of the clang build. Most of the work is the standard library's headers: so ten sources
-    are one to it, of which the analyser sees but the first words and takes the rest for headers. It may take a
-    twentieth of its usual steps for each function."""
+    are one to it, which the analyser takes for headers. It may take a twentieth of its usual steps for each
+    function."""
     analyser = ("-analyzer-opt-analyze-headers", "-analyzer-config", "max-nodes=12000")
     tidy = clang_tool("clang-tidy")
     if tidy is None or not configure(BUILD / "tidy", clang(), *TSAN_OPTIONS, *UNIFIED):

@@ -17,7 +17,8 @@ using block::OpenArguments;
 
 namespace {
 
-const block::ChildDef verify_children[] = {{child_roles[file_child], true}, {child_roles[reference_child], true}};
+const block::ChildDef verify_children[] = {{child_roles[file_child], true},
+                                           {child_roles[reference_child], true}};
 
 int refuse(engine_error* error, const char* format, const char* a, const char* b) {
     return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = "reference"},

@@ -34,7 +34,7 @@ const OptionDef overlay_options[] = {
 };
 
 const block::ChildDef overlay_children[] = {{.role = "backing", .required = true, .read_only = true},
-                                    {.role = "file", .required = true}};
+                                            {.role = "file", .required = true}};
 
 int refuse(engine_error* error, const char* field, const char* text) {
     return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = field},
