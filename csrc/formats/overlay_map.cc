@@ -120,7 +120,12 @@ uint64_t Map::clear_step(const Exclusive& meta, uint64_t offset, uint64_t length
     bool whole_leaf = offset % leaf_bytes == 0 && length >= std::min(leaf_bytes, bytes_ - offset);
     bool without_leaf = table_.find(meta, index).entry == nullptr;
     Extent extent = piece(meta, offset, length);
-    if (extent.source == Source::zero && (without_leaf || !whole_leaf)) return extent.length;
+    if (extent.source == Source::zero && (without_leaf || !whole_leaf)) {
+        // Whoever is writing there must do it again all the same: an older write, whose place was hidden
+        // before, may have come to the host cluster last.
+        if (!without_leaf) note_clear(*table_.make(meta, index));
+        return extent.length;
+    }
     if (whole_leaf) {
         bool cleared = table_.clear_leaf(meta, index, [&](Entry& entry) {
             note_clear(entry);

@@ -205,6 +205,24 @@ TEST(what_a_clear_has_hidden_does_not_come_back_with_another_write) {
     CHECK(map.find(alone.guard, sub_bytes, sub_bytes).source == Source::data);
 }
 
+// A write that found data has its place there, and no count. It is hidden; the next write gets the same host
+// cluster, writes, and is followed there by the first. Whatever is hidden now must not come back.
+TEST(what_reads_as_zero_is_hidden_again_from_those_who_write_there) {
+    Alone alone;
+    Map map;
+    REQUIRE(map.init({cluster_bits, sub_bits, backing_bytes}, bytes, 2 * clusters));
+    Places first, next;
+    bool dropped = false;
+    map.reserve(alone.guard, 0, 2 * sub_bytes, &first);
+    CHECK(!map.commit(alone.guard, 0, first, true).again);
+    CHECK_EQ(map.clear(alone.guard, 0, sub_bytes, &dropped), sub_bytes);
+    map.reserve(alone.guard, 0, sub_bytes, &next);
+    CHECK_EQ(next.extents[0].host, first.extents[0].host);
+    CHECK_EQ(map.clear(alone.guard, 0, sub_bytes, &dropped), sub_bytes);
+    CHECK(map.commit(alone.guard, 0, next, true).again);
+    CHECK(map.find(alone.guard, 0, sub_bytes).source == Source::zero);
+}
+
 TEST(the_map_against_a_model) {
     Alone alone;
     for (uint64_t seed = 1; seed <= 3; seed++) {
