@@ -27,7 +27,8 @@ namespace lab {
     X(queue_request)       X(queue_called)       X(async_batch)                   \
     X(generator_verified)  X(context_closed)     X(failed_after_power)           \
     X(delayed)             X(delayed_by_chance)  X(failed_by_filter)             \
-    X(paused_by_filter)    X(changes_overlapped)
+    X(paused_by_filter)    X(changes_overlapped) X(misdirected_write)            \
+    X(misdirected_read)    X(misdirection_found)
 // clang-format on
 
 enum class Event : unsigned {

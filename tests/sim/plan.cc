@@ -48,21 +48,30 @@ Plan::Plan(uint64_t seed_number) : seed(seed_number) {
     cluster = 4096u << random.below(2);
     data_in_memory = one_in(3);
     filters_fail = one_in(4);
+    if (one_in(5)) {
+        shape = Shape::verified;
+        // Where one child alone has failed, children differ: by a write, or a read that completes a block.
+        faults.write_error = faults.no_space = 0;
+        if (alignment != 1) faults.read_error = 0;
+        faults.misdirected = one_in(3) ? 0 : 40;
+    }
 }
 
 std::string Plan::text() const {
-    constexpr const char* shapes[] = {"bare", "window", "filtered", "overlay"};
+    constexpr const char* shapes[] = {"bare", "window", "filtered", "overlay", "verified"};
     char line[512];
     snprintf(
         line, sizeof line,
         "seed %lu: %s disk of %lu bytes, alignment %lu%s, max transfer %lu, ops %x%s, detect-zeroes %u, "
         "discard %d; %u contexts, lanes %u direct, %u async, %u queue, depth %u%s%s; power lost at %ld; one "
-        "in: read error %u, write error %u, sync error %u, no space %u, interrupted %u, short %u, slow %u",
+        "in: read error %u, write error %u, sync error %u, no space %u, interrupted %u, short %u, slow %u, "
+        "misdirected %u",
         seed, shapes[static_cast<unsigned>(shape)], bytes, alignment, direct ? " direct" : "", max_transfer,
         ops, fua ? "" : " without fua", detect_zeroes, discard, contexts, direct_lanes, async_lanes,
         queue_lanes, depth, write_cache ? "" : " writethrough", generator ? ", a generator" : "",
         power_loss ? static_cast<int64_t>(cut_at) : -1, faults.read_error, faults.write_error,
-        faults.sync_error, faults.no_space, faults.transient, faults.short_transfer, faults.slow);
+        faults.sync_error, faults.no_space, faults.transient, faults.short_transfer, faults.slow,
+        faults.misdirected);
     return line;
 }
 

@@ -8,7 +8,7 @@
 
 namespace lab {
 
-enum class Shape : unsigned { bare, window, filtered, overlay };
+enum class Shape : unsigned { bare, window, filtered, overlay, verified };
 
 struct Plan {
     explicit Plan(uint64_t seed_number);

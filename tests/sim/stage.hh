@@ -85,11 +85,16 @@ class Stage final : public Director {
     void succeeded(Job& job, int64_t result);
     std::string check_library(const Job& job) const;
     bool may_fail(const Job& job, int64_t result, const std::string& lane);
-    bool reads_may_fail() const { return plan_.faults.read_error != 0 || plan_.filters_fail; }
+    // The disk has gone to a wrong place, so a request that meets it may fail.
+    bool misdirected() const { return world_.storage.misdirected() != 0; }
+    bool reads_may_fail() const {
+        return plan_.faults.read_error != 0 || plan_.filters_fail || misdirected();
+    }
 
     // The graph
     void open_graph();
     engine_node_t* open_disk(int fd, const char* name, bool plain);
+    engine_node_t* open_reference();
     void open_lanes();
     void close_all();
     static engine_node_stats stats_of(engine_node_t* node);
@@ -135,7 +140,8 @@ class Stage final : public Director {
     engine_node_t* disk_ = nullptr;
     engine_node_t* library_ = nullptr;
     engine_node_t* copy_of_library_ = nullptr;
-    engine_node_t* data_ = nullptr;
+    engine_node_t* data_ = nullptr;       // of the overlay
+    engine_node_t* reference_ = nullptr;  // that the disk is compared with
     engine_node_t* top_ = nullptr;
     engine_node_t* memory_ = nullptr;
     engine_user_t* user_ = nullptr;

@@ -139,6 +139,7 @@ void Storage::restore_power() {
     flights_.clear();
     powered_ = true;
     cut_at_ = 0;
+    misdirected_ = 0;
 }
 
 // --- operations
@@ -214,6 +215,13 @@ void for_parts(const IoOp& op, uint64_t length, F&& f) {
 
 }  // namespace
 
+uint64_t Storage::place(const IoOp& op) {
+    uint64_t size = file(op.fd).cache.size();
+    if (op.fd != misdirected_fd || op.length > size || !one_in(faults.misdirected)) return op.offset;
+    uint64_t places = (size - op.length) / faults.unit + 1;
+    return std::min(random_.below(places) * faults.unit + op.offset % faults.unit, size - op.length);
+}
+
 int64_t Storage::read(IoOp& op) {
     File& file = this->file(op.fd);
     if (one_in(faults.transient)) {
@@ -230,7 +238,12 @@ int64_t Storage::read(IoOp& op) {
         length = random_.between(1, (length - 1) / faults.unit) * faults.unit;
         coverage_.reach(Event::short_transfer);
     }
-    uint64_t at = op.offset;
+    uint64_t at = place(op);
+    if (at != op.offset) {
+        misdirected_++;
+        coverage_.reach(Event::misdirected_read);
+    }
+    length = std::min(length, file.cache.size() - at);
     for_parts(op, length, [&](std::byte* part, uint64_t bytes) {
         memcpy(part, file.cache.data() + at, bytes);
         at += bytes;
@@ -259,7 +272,12 @@ int64_t Storage::write(const IoOp& op) {
         length = random_.between(1, (length - 1) / faults.unit) * faults.unit;
         coverage_.reach(Event::short_transfer);
     }
-    put(file, op.offset, op, length, false, (op.flags & RWF_DSYNC) != 0);
+    uint64_t at = place(op);
+    if (at != op.offset) {
+        misdirected_++;
+        coverage_.reach(Event::misdirected_write);
+    }
+    put(file, at, op, length, false, (op.flags & RWF_DSYNC) != 0);
     return static_cast<int64_t>(length);
 }
 

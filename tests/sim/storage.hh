@@ -16,6 +16,9 @@
 //   sync makes them durable (Linux does so). No space, and interruptions, leave nothing behind. A transfer
 //   may be cut short, between blocks. Now and then an operation takes a hundred times as long.
 //
+//   One file may be misdirected: then a read or a write goes to another place, whole, and is said to have
+//   succeeded. Who has no second copy cannot know.
+//
 // One thread: that of the simulation.
 #pragma once
 
@@ -41,6 +44,7 @@ struct Faults {
     uint32_t transient = 0;
     uint32_t short_transfer = 0;
     uint32_t slow = 0;
+    uint32_t misdirected = 0;      // of the file that may be
     uint64_t unit = sector_bytes;  // a transfer that is cut short has a multiple of it
 };
 
@@ -49,6 +53,7 @@ class Storage final : public engine::aio::SimHandler {
     Storage(uint64_t seed, Coverage& coverage) : random_(seed), coverage_(coverage) {}
 
     Faults faults;
+    int misdirected_fd = -1;     // none
     bool volatile_cache = true;  // false: power is never lost here, and nothing is kept for it
 
     int add(uint64_t bytes);
@@ -65,6 +70,8 @@ class Storage final : public engine::aio::SimHandler {
     void* opaque = nullptr;
     bool powered() const noexcept { return powered_; }
     uint64_t operations() const noexcept { return operations_; }
+    // Since power was there. A read that was is written back by whoever completes a block of it.
+    uint64_t misdirected() const noexcept { return misdirected_; }
     void cut_power();
     // Power is back: what has survived is there, and durable. Nothing is under way.
     void restore_power();
@@ -97,6 +104,8 @@ class Storage final : public engine::aio::SimHandler {
     File& file(int fd) noexcept { return files_[static_cast<size_t>(fd - engine::aio::SimFiles::first_fd)]; }
     bool one_in(uint32_t n) noexcept { return n != 0 && random_.below(n) == 0; }
     Flight take(const IoOp& op);
+    // Where it goes.
+    uint64_t place(const IoOp& op);
     int64_t read(IoOp& op);
     int64_t write(const IoOp& op);
     int64_t sync(IoOp& op, const Flight& flight);
@@ -114,6 +123,7 @@ class Storage final : public engine::aio::SimHandler {
     Coverage& coverage_;
     uint64_t order_ = 0;
     uint64_t operations_ = 0;
+    uint64_t misdirected_ = 0;
     uint64_t cut_at_ = 0;
     bool powered_ = true;
 };
