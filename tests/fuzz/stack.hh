@@ -164,7 +164,8 @@ class Stack {
         uint64_t kind = input.below(8);
         if (kind < 3) return memory(input, name, bytes);
         if (kind < 4) return keep(engine_.open_disk(engine_.simulator.files().add(bytes), bytes));
-        return sectors(input, name, bytes);
+        if (kind < 7) return sectors(input, name, bytes);
+        return verified(sectors(input, name, bytes));
     }
     uint64_t size(Input& input) {
         uint64_t blocks = input.below(8) == 0 ? 16 + input.below(32) : 1 + input.below(8);
@@ -205,6 +206,17 @@ class Stack {
                                std::move(bag), &node, &error);
         check::report(result == 0, __FILE__, __LINE__, error.message);
         return keep(engine::api::wrap(node));
+    }
+
+    // Beside a reference, which is new as well.
+    engine_node_t* verified(engine_node_t* file) {
+        std::string name = info_of(file).name, reference = name + "-reference";
+        std::string bytes = std::to_string(info_of(file).bytes);
+        keep(engine_.open({{"driver", "memory"}, {"node-name", reference.c_str()}, {"size", bytes.c_str()}}));
+        return keep(engine_.open({{"driver", "verify"},
+                                  {"file", name.c_str()},
+                                  {"reference", reference.c_str()},
+                                  {"discard", "unmap"}}));
     }
 
     // A pattern shines through where nothing was written.
