@@ -137,6 +137,22 @@ def check_governor() -> list[Check]:
     return [Check("governor", "warn", ", ".join(found), wish)]
 
 
+def check_turbo() -> list[Check]:
+    """Frequencies above the nominal one come and go with heat and with what the other cores do."""
+    for path, on in (
+        ("/sys/devices/system/cpu/intel_pstate/no_turbo", "0"),
+        ("/sys/devices/system/cpu/cpufreq/boost", "1"),
+    ):
+        text = read_text(path)
+        if text is None:
+            continue
+        if text == on:
+            wish = f"for steady figures: echo {1 - int(on)} > {path}"
+            return [Check("turbo", "warn", "on: frequencies depend on what the other cores do", wish)]
+        return [Check("turbo", "ok", "off")]
+    return [Check("turbo", "unknown", "this host does not say")]
+
+
 def check_memlock() -> list[Check]:
     import resource
 
@@ -236,6 +252,7 @@ _PROBES: tuple[Callable[[], list[Check]], ...] = (
     check_siblings,
     check_numa,
     check_governor,
+    check_turbo,
     check_memlock,
     check_load,
     check_backends,

@@ -82,6 +82,18 @@ class Histogram:
         self._min = min(self._min, other._min)
         self._max = max(self._max, other._max)
 
+    def since(self, before: Histogram) -> Histogram:
+        """What came after `before`, an earlier state of this one. Its min and max are known to the bucket."""
+        later = Histogram()
+        pairs = zip(self._buckets, before._buckets, strict=True)
+        later._buckets = array("Q", (max(0, now - then) for now, then in pairs))
+        later.count = sum(later._buckets)
+        later.sum = self.sum - before.sum
+        filled = list(later.buckets())
+        if filled:
+            later._min, later._max = filled[0][0], min(filled[-1][1] - 1, self._max)
+        return later
+
     @property
     def min(self) -> int:
         """The smallest value, exact; 0 when empty."""
@@ -179,6 +191,19 @@ class Histogram:
         if self.count:
             self._min, self._max = data["min"], data["max"]
         return self
+
+    def to_hdr(self) -> str:
+        """In HdrHistogram's encoding (version 2, compressed, base64): its percentiles are these."""
+        from engine._hdr import encode
+
+        return encode(self)
+
+    @classmethod
+    def from_hdr(cls, text: str) -> Histogram:
+        """From that encoding, to the bucket; InvalidArgument for anything else."""
+        from engine._hdr import decode
+
+        return decode(text)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Histogram):

@@ -6,9 +6,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from engine.experiment.results import load_results
-from engine.report.curves import charts
 from engine.report.page import page
 from engine.report.picture import draw
+from engine.report.pictures import charts
 
 PAGE_FILE = "report.html"
 

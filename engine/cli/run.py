@@ -13,12 +13,14 @@ from engine.cli.progress import Progress
 from engine.experiment.document import Document
 from engine.experiment.errors import UsageError
 from engine.experiment.plan import Plan, make_plan
+from engine.experiment.preflight import warnings
 from engine.experiment.runner import RESULT_FILE, Result, effective_placement, prepare_images, run_plan
 from engine.report.experiment_table import (
     host_lines,
     note_lines,
     placement_lines,
     plan_lines,
+    preflight_lines,
     result_lines,
 )
 
@@ -38,7 +40,8 @@ def run(arguments: Namespace) -> int:
     _say(plan.title, *host_lines(result.data), *plan_lines(_description(plan)))
     prepare_images(plan, _say)
     result.data["placement"] = effective_placement(plan)
-    _say(*placement_lines(result.data["placement"]), "")
+    result.data["preflight"] = warnings(result.data["placement"])
+    _say(*placement_lines(result.data["placement"]), *preflight_lines(result.data), "")
     progress = Progress(sys.stderr if sys.stderr.isatty() else None, arguments.progress_fd)
     try:
         with progress:

@@ -216,7 +216,15 @@ class _Resolver:
         nodes = self.nodes(workloads, devices)
         processes = run["processes"]
         setup = Setup(
-            engine, contexts, nodes, devices, workloads, processes, run["warmup"], run["allow_holes"]
+            engine,
+            contexts,
+            nodes,
+            devices,
+            workloads,
+            processes,
+            run["warmup"],
+            run["allow_holes"],
+            run["sample"],
         )
         for workload in workloads:
             have = len(setup.serving_contexts(workload))

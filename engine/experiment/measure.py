@@ -17,6 +17,7 @@ from engine.experiment import fio
 from engine.experiment.errors import UserError
 from engine.experiment.host import ProcessUsage, check_cpus
 from engine.experiment.model import ContextSpec, Generator, Setup, WorkloadSpec
+from engine.experiment.series import Sampler
 
 if TYPE_CHECKING:
     from engine import AioContext, BlockNode, Engine, VirtioBlk, Workload
@@ -33,6 +34,7 @@ class Rig:
         self.generators = list(setup.generators(process))
         self.process = process
         self.interrupted = False
+        self._slices: list[dict[str, Any]] = []
         self.contexts: dict[str, AioContext] = {}
         self.nodes: dict[str, BlockNode] = {}
         self.devices: dict[str, VirtioBlk] = {}
@@ -160,7 +162,7 @@ class Rig:
         if gate is not None:
             gate()
         before, usage, started = self._counters(), ProcessUsage.now(), engine.now_ns()
-        results = self._drive(workloads)
+        results = self._drive(workloads, self.setup.sample)
         used, ended = ProcessUsage.now().since(usage), engine.now_ns()
         after = self._counters()
         return {
@@ -170,6 +172,7 @@ class Rig:
             "seconds": (ended - started) / 1e9,
             "cpu": dataclasses.asdict(used),
             "generators": results,
+            "slices": self._slices,
             "contexts": [
                 {**place, "stats": _difference(before[place["name"]], after[place["name"]])}
                 for place in self.placement()
@@ -179,12 +182,14 @@ class Rig:
             "locks": self._locks(before),
         }
 
-    def _drive(self, workloads: list[Workload]) -> list[dict[str, Any]]:
+    def _drive(self, workloads: list[Workload], sample: float = 0.0) -> list[dict[str, Any]]:
         """Starts all, waits for all; returns the results. Ctrl-C stops them and keeps what they have done."""
         try:
             try:
                 for workload in workloads:
                     workload.start()
+                if sample:
+                    self._watch(workloads, sample)
                 for workload in workloads:
                     workload.wait()
             except KeyboardInterrupt:
@@ -197,6 +202,15 @@ class Rig:
         finally:
             for workload in workloads:
                 workload.close()
+
+    def _watch(self, workloads: list[Workload], sample: float) -> None:
+        """Until they are over: what they do in each slice of time."""
+        sampler = Sampler(self.generators, workloads, sample)
+        self._slices = sampler.slices
+        for workload in workloads:
+            while not workload.wait(sampler.due_in()):
+                sampler.take()
+        sampler.take()
 
     # ---- figures ----
 

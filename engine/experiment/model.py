@@ -114,6 +114,7 @@ class Setup:
     processes: int = 1  # generators are dealt round robin over them, each with an engine of its own
     warmup: float = 0.0  # seconds, not measured
     allow_holes: bool = False
+    sample: float = 1.0  # seconds of a slice of the series; 0: none is kept
 
     def device(self, name: str) -> DeviceSpec:
         return next(device for device in self.devices if device.name == name)
@@ -159,6 +160,7 @@ class Setup:
             data["processes"],
             data["warmup"],
             data["allow_holes"],
+            data["sample"],
         )
 
 

@@ -1,8 +1,9 @@
 """The plan of an experiment: the points of its sweep and its marks, and the order in which they are run.
 
-A point of the sweep is one element of the cross product. A mark is a figure to hold the others against: its
-own settings stand in for the sweep's, and it is measured once for each combination of the sweep keys that it
-leaves alone.
+A point of the sweep is one element of the cross product of its axes: a key of [sweep] is one, with its
+values, and so is a table [zip.NAME], whose keys change together. A mark is a figure to hold the others
+against: its own settings stand in for the sweep's, and it is measured once for each combination of the axes
+that it leaves alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,13 +24,29 @@ from engine.experiment.model import Setup
 OVERHEAD_SECONDS = 0.25
 QUICK_SECONDS = 0.2
 MAX_POINTS = 10_000
+_RANGE = re.compile(r"(?P<low>\d+)\s*\.\.\s*(?P<high>\d+) in (?P<steps>\d+) (?P<equal>equal )?steps")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One place on an axis."""
+
+    overrides: tuple[Override, ...]
+    label: str  # for people
+
+
+@dataclass(frozen=True)
+class Axis:
+    name: str  # the key, or that of the zip
+    keys: frozenset[str]
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
 class Point:
     index: int
-    settings: Mapping[str, Any]  # sweep key: value, in the order of the file
-    labels: Mapping[str, str]  # the same values for people
+    settings: Mapping[str, Any]  # by axis, the value or the zip's label; and each key of a zip
+    labels: Mapping[str, str]  # by axis, for people
     mark: str | None
     setup: Setup
 
@@ -50,6 +68,7 @@ class Plan:
     quick: bool
     images: tuple[ImageSpec, ...]
     sweep_keys: tuple[str, ...]
+    target: Mapping[str, Any]  # latency in seconds, 0: none; percentile
 
     @property
     def seconds(self) -> float:
@@ -76,40 +95,124 @@ class Plan:
 
 def make_plan(document: Document, repeat: int | None = None, quick: bool = False) -> Plan:
     run = document.single("run")
-    sweep = _sweep(document)
-    if any(override.key == "run.repeat" for values in sweep.values() for override in values):
+    axes = _axes(document)
+    if any("run.repeat" in axis.keys for axis in axes):
         raise DocumentError(document.file, document.line(("sweep",)), "run.repeat", "cannot be swept")
-    labels = _Labels(document, sweep)
-    combinations: list[tuple[str | None, list[Override], list[Override]]] = [
-        (None, list(product), []) for product in itertools.product(*sweep.values())
+    combinations: list[tuple[str | None, dict[str, Step], list[Override]]] = [
+        (None, steps, []) for steps in _combine(axes)
     ]
     for mark in document.tree.get("mark", {}):
         own = _mark(document, mark)
         taken = {override.key for override in own}
-        left = [values for key, values in sweep.items() if key not in taken]
-        combinations += [(mark, list(product), own) for product in itertools.product(*left)]
+        left = [axis for axis in axes if not axis.keys & taken]
+        combinations += [(mark, steps, own) for steps in _combine(left)]
     if len(combinations) > MAX_POINTS:
         message = f"makes {len(combinations)} points; at most {MAX_POINTS} are run"
         raise DocumentError(document.file, document.line(("sweep",)), "sweep", message)
     points: list[Point] = []
-    for mark, product, own in combinations:
-        setup = document.setup([*product, *own])
-        settings = {override.key: override.value for override in product}
-        shown = {override.key: labels.of(override) for override in product}
+    for mark, steps, own in combinations:
+        overrides = [override for step in steps.values() for override in step.overrides]
+        setup = document.setup([*overrides, *own])
+        settings = {name: step.label for name, step in steps.items()}
+        settings |= {override.key: override.value for override in overrides}
+        shown = {name: step.label for name, step in steps.items()}
         points.append(Point(len(points), settings, shown, mark, _shorten(setup) if quick else setup))
     title = run["title"] or document.file.rpartition("/")[2].removesuffix(".toml").replace("-", " ")
+    target = document.single("target")
     repeat = 1 if quick and repeat is None else repeat or run["repeat"]
-    return Plan(document, title, tuple(points), repeat, quick, tuple(document.images()), tuple(sweep))
+    return Plan(
+        document,
+        title,
+        tuple(points),
+        repeat,
+        quick,
+        tuple(document.images()),
+        tuple(a.name for a in axes),
+        target,
+    )
 
 
-def _sweep(document: Document) -> dict[str, list[Override]]:
+def _combine(axes: list[Axis]) -> Iterator[dict[str, Step]]:
+    for steps in itertools.product(*(axis.steps for axis in axes)):
+        yield {axis.name: step for axis, step in zip(axes, steps, strict=True)}
+
+
+def _axes(document: Document) -> list[Axis]:
     sweep: dict[str, list[Override]] = {}
-    for key, values in flatten(document.tree.get("sweep", {})).items():
-        if not isinstance(values, list) or not values:
-            line = document.line(("sweep", key))
-            raise DocumentError(document.file, line, f"sweep: {key}", "must be a list of values to try")
+    for key, written in flatten(document.tree.get("sweep", {})).items():
+        values = _spread_out(document, key, written)
         sweep[key] = [document.override(("sweep",), key, value) for value in values]
-    return sweep
+    zips = {name: _zip(document, name) for name in document.tree.get("zip", {})}
+    lists = dict(sweep)
+    for name, keys in zips.items():
+        for key, values in keys.items():
+            if key in lists:
+                raise document.error(("zip", name, key), "is swept already, and a key belongs to one axis")
+            lists[key] = values
+    labels = _Labels(document, lists)
+    axes = [
+        Axis(key, frozenset([key]), tuple(Step((each,), labels.of(each)) for each in values))
+        for key, values in sweep.items()
+    ]
+    for name, keys in zips.items():
+        given = document.tree["zip"][name].get("labels")
+        steps = []
+        for number, overrides in enumerate(zip(*keys.values(), strict=True)):
+            label = given[number] if given else " ".join(labels.of(each) for each in overrides)
+            steps.append(Step(overrides, label))
+        axes.append(Axis(name, frozenset(keys), tuple(steps)))
+    return axes
+
+
+def _spread_out(document: Document, key: str, written: Any) -> list[Any]:
+    """The values of a key of [sweep]: a list, or "1000..1000000 in 7 steps", each so many times the one
+    before; "in 7 equal steps": each so much more."""
+    line = document.line(("sweep", key))
+    if isinstance(written, list) and written:
+        return written
+    match = _RANGE.fullmatch(written) if isinstance(written, str) else None
+    if match is None:
+        message = 'must be a list of values to try, or a range such as "1000..1000000 in 7 steps"'
+        raise DocumentError(document.file, line, f"sweep: {key}", message)
+    low, high, steps = (int(match[name]) for name in ("low", "high", "steps"))
+    if not 0 < low < high or not 2 <= steps <= MAX_POINTS:
+        message = f"{written!r} must go from more than 0 to more than that, in 2 steps or more"
+        raise DocumentError(document.file, line, f"sweep: {key}", message)
+    shares = [number / (steps - 1) for number in range(steps)]
+    if match["equal"]:
+        values = [round(low + (high - low) * share) for share in shares]
+    else:
+        values = [round(low * (high / low) ** share) for share in shares]
+    return list(dict.fromkeys(values))
+
+
+def _zip(document: Document, name: str) -> dict[str, list[Override]]:
+    """The keys of [zip.NAME]: lists of one length, of which the n-th values belong together."""
+    table = document.tree["zip"][name]
+    if not isinstance(table, dict):
+        raise document.error(("zip", name), "must be a table: [zip.NAME]")
+    table = dict(table)
+    labels = table.pop("labels", None)
+    keys: dict[str, list[Override]] = {}
+    lengths = set()
+    for key, values in flatten(table).items():
+        if not isinstance(values, list) or not values:
+            raise document.error(("zip", name, key), "must be a list of values to try")
+        keys[key] = [document.override(("zip", name), key, value) for value in values]
+        lengths.add(len(values))
+    if not keys:
+        raise document.error(("zip", name), "is empty: a zip has keys that change together")
+    if len(lengths) != 1:
+        raise document.error(
+            ("zip", name), f"its lists have {sorted(lengths)} values: make them equally long"
+        )
+    if labels is not None and (
+        not isinstance(labels, list)
+        or len(labels) not in lengths
+        or not all(isinstance(label, str) and label for label in labels)
+    ):
+        raise document.error(("zip", name, "labels"), f"must be a list of {max(lengths)} texts")
+    return keys
 
 
 def _mark(document: Document, mark: str) -> list[Override]:

@@ -9,6 +9,7 @@ from typing import Any
 from engine.experiment import fio
 from engine.experiment.host import HostLoad, describe_host
 from engine.experiment.model import Setup, WorkloadSpec
+from engine.experiment.series import merge_slices, settled
 from engine.histogram import Histogram
 
 _SUMS = (
@@ -35,6 +36,7 @@ def make_record(
     cpu = {key: sum(part["cpu"][key] for part in parts) for key in parts[0]["cpu"]}
     contexts = [_context(context) for part in parts for context in part["contexts"]]
     locks = [lock for part in parts for lock in part["locks"]]
+    slices = merge_slices(part["slices"] for part in parts)
     jobs = [
         _job(setup, workload, [g for g in generators if g["job"] == workload.name], cpu, requests)
         for workload in setup.workloads
@@ -58,9 +60,12 @@ def make_record(
             "lock_wait": _lock_wait(setup, contexts, locks, seconds),
             "contexts": contexts,
             "generators": [_generator(generator) for generator in generators],
+            "histograms": _histograms(generators),
             "queues": [queue for part in parts for queue in part["queues"]],
             "nodes": [node for part in parts for node in part["nodes"]],
             "locks": locks,
+            "series": slices,
+            "settled": settled(slices),
             "processes": setup.processes,
             "clock": engine.clock_name(),
             "steal_percent": round(load.steal_percent, 3),
@@ -192,6 +197,18 @@ def _generator(generator: Mapping[str, Any]) -> dict[str, Any]:
     requests = generator["reads"] + generator["writes"]
     seconds = generator["seconds"]
     return {**kept, "iops": requests / seconds if seconds else 0.0, "lat_ns": fio.brief(whole)}
+
+
+def _histograms(generators: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Latencies of each job in HdrHistogram's encoding: they can be merged over runs."""
+    found: dict[str, dict[str, str]] = {}
+    for name in dict.fromkeys(generator["job"] for generator in generators):
+        own = [generator for generator in generators if generator["job"] == name]
+        found[name] = {
+            way: fio.merged(Histogram.from_dict(g[f"{way}_latency"]) for g in own).to_hdr()
+            for way in ("read", "write")
+        }
+    return found
 
 
 def _now() -> dict[str, Any]:

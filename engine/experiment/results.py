@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.experiment.errors import UserError
 from engine.experiment.runner import FORMAT, RESULT_FILE
+from engine.histogram import Histogram
 
 _PERCENTILES = ("50", "99", "99.9")
 
@@ -49,6 +50,58 @@ class Results:
         names = list(dict.fromkeys(name for row in rows for name in row))
         return {name: [row.get(name) for row in rows] for name in names}
 
+    def histogram(self, point: int, way: str = "read", job: str | None = None) -> Histogram:
+        """Latencies in ns of all usable runs of a point together, of one job or of all."""
+        whole = Histogram()
+        for run in self.data["runs"]:
+            if run["point"] != point or run["discarded"]:
+                continue
+            for name, ways in run["record"]["engine"]["histograms"].items():
+                if job is None or name == job:
+                    whole.merge(Histogram.from_hdr(ways[way]))
+        return whole
+
+    def series(self, run: int) -> dict[str, list[Any]]:
+        """Columns of what a run did over time, a row for each slice and job: end and length of the slice in
+        seconds, IOPS, and p50, p99 and max in ns. `run` counts the rows of table("runs")."""
+        rows = [
+            {
+                "end": one["end"],
+                "seconds": one["seconds"],
+                "job": name,
+                "iops": (job["reads"] + job["writes"]) / one["seconds"],
+                **{key: job[key] for key in ("reads", "writes", "p50", "p99", "max")},
+            }
+            for one in self.data["runs"][run]["record"]["engine"]["series"]
+            for name, job in one["jobs"].items()
+        ]
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the result file, where `load_results` finds it again: a file, or a folder that is there."""
+        place = Path(path)
+        if place.is_dir():
+            place /= RESULT_FILE
+        place.write_text(json.dumps(self.data, indent=1, default=str) + "\n", encoding="utf-8")
+        return place
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the page that `engine report` makes."""
+        from engine.report.page import page
+
+        place = Path(path)
+        place.write_text(page(self.data), encoding="utf-8")
+        return place
+
+    def _repr_html_(self) -> str:
+        from engine.report.page import excerpt
+
+        return excerpt(self.data)
+
+    def __repr__(self) -> str:
+        done = f"{len(self.data['runs'])} runs of {len(self.data['points'])} points"
+        return f"<Results: {self.title}, {done}{'' if self.data['complete'] else ', not complete'}>"
+
     def _settings(self, point: Mapping[str, Any]) -> dict[str, Any]:
         own = {key: point["settings"].get(key) for key in self.sweep}
         return {"point": point["index"], **own, "mark": point["mark"], "title": point["title"]}
@@ -66,6 +119,8 @@ class Results:
         return {
             **self._settings(point),
             **{key: run[key] for key in ("repetition", "attempt", "discarded", "marked")},
+            "outlier": run.get("outlier", False),
+            "settled": None if (found := engine.get("settled")) is None else found["steady"],
             "iops": engine["iops"],
             "requests": engine["requests"],
             "seconds": engine["seconds"],

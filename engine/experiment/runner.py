@@ -17,7 +17,7 @@ from engine.experiment.model import ContextSpec
 from engine.experiment.plan import Plan, Point
 from engine.experiment.processes import run_point
 from engine.experiment.record import build, failures
-from engine.experiment.summary import summarise, usable
+from engine.experiment.summary import outliers, summarise, usable
 
 RESULT_FILE = "result.json"
 FORMAT = "blkengine experiment 1"
@@ -90,11 +90,13 @@ class Result:
                 "host": describe_host(),
                 "build": build(),
                 "placement": [],
+                "preflight": [],
                 "plan": {
                     "points": len(plan.points),
                     "repeat": plan.repeat,
                     "estimated_seconds": round(plan.seconds, 1),
                     "sweep": list(plan.sweep_keys),
+                    "target": dict(plan.target),
                 },
                 "points": [_describe_point(point) for point in plan.points],
                 "runs": [],
@@ -125,7 +127,10 @@ class Result:
     def add(self, run: Mapping[str, Any]) -> None:
         self.data["runs"].append(run)
         point = run["point"]
-        self.data["points"][point]["summary"] = summarise(usable(self.data["runs"], point))
+        own = usable(self.data["runs"], point)
+        for other, outlying in zip(own, outliers([r["record"]["engine"]["iops"] for r in own]), strict=True):
+            other["outlier"] = outlying
+        self.data["points"][point]["summary"] = summarise(own)
         self.write()
 
     def finish(self) -> None:
@@ -169,6 +174,7 @@ def _run(point: Point, repetition: int, attempt: int) -> dict[str, Any]:
         "attempt": attempt,
         "discarded": False,
         "marked": False,
+        "outlier": False,
         "record": record,
     }
 

@@ -107,6 +107,11 @@ SINGLE: Mapping[str, Mapping[str, Key]] = {
         "processes": Key("int", 1, minimum=1),
         "warmup": Key("time", 0.0),
         "allow-holes": Key("bool", False),
+        "sample": Key("time", 1.0),
+    },
+    "target": {
+        "latency": Key("time", 0.0),
+        "percentile": Key("choice", "99", choices=("50", "99", "99.9")),
     },
     "engine": {
         "locking": Key("choice", "per-node", choices=LOCKINGS),
@@ -161,5 +166,5 @@ NAMED: Mapping[str, Mapping[str, Key]] = {
 }
 
 # Read by their own code: option tables of nodes, the sweep and its marks, and texts for the report.
-FREE = ("blockdev", "sweep", "mark", "labels")
+FREE = ("blockdev", "sweep", "zip", "mark", "labels")
 SECTIONS = (*SINGLE, *NAMED, *FREE)

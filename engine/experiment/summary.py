@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+OUTLIERS_LEAST = 5  # runs, to call one an outlier
+
 
 def spread(values: Sequence[float]) -> dict[str, float] | None:
     """Median, minimum and maximum; None of nothing."""
@@ -14,7 +16,17 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def usable(runs: Iterable[Mapping[str, Any]], point: int) -> list[Mapping[str, Any]]:
+def outliers(values: Sequence[float]) -> list[bool]:
+    """Which of them lie far from their median: by more than 3.5 median absolute deviations, scaled to a
+    normal distribution's, and by more than 5 %. None of fewer than five. They count all the same."""
+    if len(values) < OUTLIERS_LEAST:
+        return [False] * len(values)
+    middle = statistics.median(values)
+    usual = 1.4826 * statistics.median(abs(value - middle) for value in values)
+    return [abs(value - middle) > max(3.5 * usual, 0.05 * abs(middle)) for value in values]
+
+
+def usable(runs: Iterable[dict[str, Any]], point: int) -> list[dict[str, Any]]:
     """The runs of a point that count; discarded ones stay in the file and out of the figures."""
     return [run for run in runs if run["point"] == point and not run["discarded"]]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.experiment import answers
+from engine.experiment.answers import STEPS_LEAST
 from engine.experiment.host import OTHER_LIMIT_PERCENT, format_cpu_list
 from engine.report import figures
 from engine.report.rows import column_name, read_rows
@@ -51,6 +53,12 @@ def placement_lines(placement: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{'placement' if not number else '':11}{line}" for number, line in enumerate(lines)]
 
 
+def preflight_lines(data: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{'warning' if not number else '':11}{line}" for number, line in enumerate(data.get("preflight", []))
+    ]
+
+
 def result_lines(data: Mapping[str, Any]) -> list[str]:
     """One row for each point that has runs: medians, and the spread of the rate."""
     keys = list(data["plan"]["sweep"])
@@ -89,12 +97,48 @@ def note_lines(data: Mapping[str, Any]) -> list[str]:
     cpus = len(data["host"]["cpus_allowed"])
     if cpus < 8:
         lines.append(f"{cpus} CPUs say what one context does, then two; they say nothing of how it scales")
-    lines += _exceptions(data)
+    lines += [*answer_lines(data), *_exceptions(data)]
     if data["quick"]:
         lines.append("a quick run: it shows that all works; do not quote it")
     if not data["complete"]:
         lines.append("the plan did not run to its end")
     return [f"note: {line}" for line in lines]
+
+
+def answer_lines(data: Mapping[str, Any]) -> list[str]:
+    """What the points say together."""
+    lines = []
+    for knee in answers.knees(data):
+        of = f"{knee.group}: " if knee.group else ""
+        if knee.beyond is None:
+            lines.append(f"{of}every rate was kept up with, to {figures.count(knee.asked)} a second")
+            continue
+        kept = f"{figures.count(knee.asked)} a second are kept up with, p99 {figures.duration_ns(knee.p99)}"
+        beyond = f"{figures.count(knee.beyond)} asked: {figures.count(knee.beyond_iops)} done, p99 "
+        beyond += figures.duration_ns(knee.beyond_p99)
+        lines.append(
+            f"{of}{kept if knee.asked else 'not even the lowest rate is kept up with'}; with {beyond}"
+        )
+    for best in answers.reached(data):
+        target = data["plan"]["target"]
+        within = f"p{target['percentile']} within {figures.duration_ns(target['latency'] * 1e9)}"
+        of = f"{best.group}: " if best.group else ""
+        if best.label is None:
+            lines.append(f"{of}nothing has its {within}")
+        else:
+            with_ = f" with {best.label}" if best.label else ""
+            lines.append(
+                f"{of}most with {within}: {figures.count(best.iops)} a second{with_} "
+                f"({figures.duration_ns(best.latency_ns)})"
+            )
+    for law in answers.scalings(data):
+        if len(law.points) >= STEPS_LEAST:
+            of = f"{law.group}: " if law.group else ""
+            lines.append(
+                f"{of}scalability law: {figures.count(law.first)} a second for one context, contention "
+                f"{figures.percent(law.contention)}, coherence {100 * law.coherence:.2f} %"
+            )
+    return lines
 
 
 def node_is_buffered(node: Mapping[str, Any]) -> bool:
@@ -111,6 +155,16 @@ def _exceptions(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"{runs} discarded and made again: more than 2 % of the CPU time went to other guests")
     if marked := sum(1 for run in data["runs"] if run["marked"]):
         lines.append(f"{figures.plural(marked, 'run')} kept with more than 2 % steal, marked with *")
+    if far := sum(1 for run in data["runs"] if run.get("outlier")):
+        lines.append(f"{figures.plural(far, 'run')} far from the median of the point; counted all the same")
+    found = [run["record"]["engine"].get("settled") for run in data["runs"] if not run["discarded"]]
+    if moving := [one for one in found if one is not None and not one["steady"]]:
+        drift = max(abs(one["drift"]) for one in moving)
+        spread = max(one["spread"] for one in moving)
+        lines.append(
+            f"{figures.plural(len(moving), 'run')} had not settled: in the second half the rate moved by "
+            f"up to {figures.percent(drift)}, its slices lie {figures.percent(spread)} apart; run longer"
+        )
     others = [run["record"]["engine"]["other_percent"] for run in data["runs"] if not run["discarded"]]
     if busy := sum(1 for percent in others if percent > OTHER_LIMIT_PERCENT):
         lines.append(

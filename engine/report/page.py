@@ -7,9 +7,9 @@ from html import escape
 from typing import Any
 
 from engine.report import figures
-from engine.report.curves import charts
-from engine.report.experiment_table import host_lines, note_lines, placement_lines
+from engine.report.experiment_table import host_lines, note_lines, placement_lines, preflight_lines
 from engine.report.picture import draw
+from engine.report.pictures import charts
 from engine.report.rows import column_name, read_rows
 
 _STYLE = """
@@ -43,7 +43,7 @@ def page(data: Mapping[str, Any]) -> str:
         _table(data),
         *(f'<p class="note">{escape(line)}</p>' for line in note_lines(data)),
         "<h2>Where it was measured</h2>",
-        _lines([*host_lines(data), *placement_lines(data["placement"])]),
+        _lines([*host_lines(data), *placement_lines(data["placement"]), *preflight_lines(data)]),
         "<h2>Experiment</h2>",
         _lines(str(data["experiment"]["text"]).splitlines()),
     ]
@@ -54,6 +54,12 @@ def page(data: Mapping[str, Any]) -> str:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def excerpt(data: Mapping[str, Any]) -> str:
+    """Pictures and table as a piece of HTML, for notebooks; dark text on white whatever is around."""
+    pictures = "".join(f"<div>{picture}</div>" for picture in (draw(data), *charts(data)))
+    return f'<div style="background:#ffffff;color:#1f2328;max-width:60rem">{pictures}{_table(data)}</div>'
 
 
 def _lines(lines: Sequence[str]) -> str:

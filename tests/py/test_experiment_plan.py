@@ -166,3 +166,68 @@ def test_the_big_lock_experiment_is_what_the_readme_says() -> None:
     assert len(marks) == 3
     assert made.seconds <= 70
     assert not made.counted
+
+
+def test_a_zip_changes_its_keys_together() -> None:
+    text = '[sweep]\n"engine.locking" = ["global", "per-node"]\n'
+    text += '[zip.load]\n"workload.w.iodepth" = [1, 8]\n"workload.w.bs" = ["4k", "64k"]\n'
+    made = plan(text)
+    assert made.sweep_keys == ("engine.locking", "load")
+    found = [
+        (p.setup.engine.locking, p.setup.workloads[0].iodepth, p.setup.workloads[0].bs) for p in made.points
+    ]
+    assert found == [(lock, *pair) for lock in ("global", "per-node") for pair in ((1, 4096), (8, 65536))]
+    assert made.points[0].labels == {"engine.locking": "global", "load": "iodepth 1 4k"}
+    assert made.points[0].settings["workload.w.bs"] == "4k"
+
+
+def test_a_zip_has_labels_of_its_own_and_a_mark_may_stand_for_it() -> None:
+    text = '[zip.load]\nlabels = ["small", "large"]\n"workload.w.bs" = ["4k", "64k"]\n'
+    text += '[mark.m]\n"workload.w.bs" = "1M"\n'
+    made = plan(text)
+    assert [point.labels for point in made.points] == [{"load": "small"}, {"load": "large"}, {}]
+    assert made.points[-1].setup.workloads[0].bs == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '[zip.a]\n"workload.w.bs" = ["4k"]\n"workload.w.iodepth" = [1, 2]\n',
+            "b.toml:17: zip.a: its lists have",
+        ),
+        ("[zip.a]\n", "b.toml:17: zip.a: is empty"),
+        ('[zip.a]\n"workload.w.bs" = "4k"\n', "b.toml:18: zip.a.workload.w.bs: must be a list"),
+        (
+            '[zip.a]\nlabels = ["x", "y"]\n"workload.w.bs" = ["4k"]\n',
+            "b.toml:18: zip.a.labels: must be a list of 1",
+        ),
+        (
+            '[sweep]\n"workload.w.bs" = ["4k"]\n[zip.a]\n"workload.w.bs" = ["8k"]\n',
+            "b.toml:20: zip.a.workload.w.bs: is swept already",
+        ),
+        ('[sweep]\n"workload.w.iodepth" = "1..8"\n', "b.toml:18: sweep: workload.w.iodepth: must be a list"),
+        ('[sweep]\n"workload.w.iodepth" = "8..1 in 3 steps"\n', "b.toml:18: sweep: workload.w.iodepth:"),
+    ],
+)
+def test_wrong_axes(text: str, words: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        plan(text)
+    assert str(caught.value).startswith(words)
+
+
+def test_ranges() -> None:
+    def depths(written: str) -> list[int]:
+        made = plan(f'[sweep]\n"workload.w.iodepth" = "{written}"\n')
+        return [point.setup.workloads[0].iodepth for point in made.points]
+
+    assert depths("1..1000 in 4 steps") == [1, 10, 100, 1000]
+    assert depths("10..50 in 5 equal steps") == [10, 20, 30, 40, 50]
+    assert depths("1..3 in 9 steps") == [1, 2, 3], "no value twice"
+
+
+def test_a_target_is_kept() -> None:
+    made = plan('[target]\nlatency = "500us"\npercentile = "99.9"\n')
+    assert made.target == {"latency": 0.0005, "percentile": "99.9"}
+    with pytest.raises(DocumentError, match=r"b\.toml:18: target\.percentile: must be 50 or 99 or 99\.9"):
+        plan('[target]\npercentile = "98"\n')

@@ -13,8 +13,9 @@ import pytest
 
 import engine
 from engine import cli
-from engine.report.curves import SERIES_MAX, charts, compose
+from engine.report.curves import SERIES_MAX
 from engine.report.page import page
+from engine.report.pictures import charts, compose
 
 EXPERIMENT = """
 [run]
