@@ -113,6 +113,11 @@ def reached(data: Mapping[str, Any]) -> list[Reached]:
     figure = f"latency_p{target['percentile']}_ns"
     found = []
     for group, points in groups(data, keys[-1] if keys else "").items():
+        # A closed loop is no rate of its own: its percentiles leave out who would have come during a stall.
+        closed = [
+            p for p in points if keys and keys[-1].endswith(".rate-iops") and not p["settings"][keys[-1]]
+        ]
+        points = [point for point in points if point not in closed]
         within = [
             (median(point, "iops") or 0.0, latency, point["labels"].get(keys[-1], "") if keys else "")
             for point in points

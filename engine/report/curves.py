@@ -36,6 +36,8 @@ def _numeric_key(data: Mapping[str, Any]) -> str | None:
     """The last swept key whose values are numbers, at least three of them."""
     for key in reversed(data["plan"]["sweep"]):
         values = [point["settings"].get(key) for point in data["points"] if not point["mark"]]
+        if key.endswith(".rate-iops"):
+            values = [value for value in values if value != 0]  # the closed loop
         numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0]
         if len(set(numbers)) >= 3 and len(numbers) == len(values):
             return str(key)
@@ -47,6 +49,8 @@ def _against(data: Mapping[str, Any], key: str, figure: str) -> list[Series]:
     for point in data["points"]:
         summary = point["summary"]
         if point["mark"] or not summary or not summary.get(figure) or summary[figure]["median"] <= 0:
+            continue
+        if point["settings"][key] <= 0:
             continue
         label = " · ".join(text for other, text in point["labels"].items() if other != key)
         lines.setdefault(label, []).append((float(point["settings"][key]), summary[figure]["median"]))

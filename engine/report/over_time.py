@@ -1,6 +1,6 @@
 """What happened while runs went on: the rate of each point, and percentiles and a heat map of the busiest.
 
-One run of each point, the first that counts; runs of fewer than two slices have nothing to show.
+One run of each point, the first that counts; runs of fewer than three whole slices have nothing to show.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.report.curves import SERIES_MAX
 from engine.report.maps import heat_map
 from engine.report.svg import Canvas
 
-SLICES_LEAST = 2
+SLICES_LEAST = 3  # whole ones
 
 
 def over_time(data: Mapping[str, Any]) -> list[Canvas]:
@@ -51,6 +51,7 @@ def _first_runs(data: Mapping[str, Any]) -> list[tuple[str, Sequence[Mapping[str
     found: dict[int, tuple[str, Sequence[Mapping[str, Any]]]] = {}
     for run in data["runs"]:
         slices = run["record"]["engine"].get("series", [])
+        slices = slices[: len(rates(slices))]  # without a last one that is short
         if run["discarded"] or run["point"] in found or len(slices) < SLICES_LEAST:
             continue
         found[run["point"]] = data["points"][run["point"]]["title"], slices

@@ -72,6 +72,12 @@ def test_the_most_within_a_target() -> None:
     assert "a: nothing has its p99 within 1.00 µs" in answer_lines(result(points, latency=1e-6))
 
 
+def test_a_closed_loop_reaches_no_target() -> None:
+    points = [point(n, {RATE: rate}, iops, 10e3) for n, (rate, iops) in enumerate([(0, 900), (100, 100)])]
+    (found,) = reached(result(points, latency=1e-3))
+    assert found.iops == 100
+
+
 @pytest.mark.parametrize(("contention", "coherence"), [(0.0, 0.0), (0.05, 0.0), (0.0, 0.01), (0.03, 0.002)])
 def test_the_law_is_found_again(contention: float, coherence: float) -> None:
     def rate(n: int) -> float:
