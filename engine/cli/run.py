@@ -13,8 +13,7 @@ from engine.cli.progress import Progress
 from engine.experiment.document import Document
 from engine.experiment.errors import UsageError
 from engine.experiment.plan import Plan, make_plan
-from engine.experiment.preflight import warnings
-from engine.experiment.runner import RESULT_FILE, Result, effective_placement, prepare_images, run_plan
+from engine.experiment.runner import RESULT_FILE, Result, get_ready, run_plan
 from engine.report.experiment_table import (
     host_lines,
     note_lines,
@@ -38,9 +37,7 @@ def run(arguments: Namespace) -> int:
     folder = Path(arguments.output or _default_folder(plan))
     result = Result.resume(plan, folder) if arguments.resume else Result.create(plan, folder)
     _say(plan.title, *host_lines(result.data), *plan_lines(_description(plan)))
-    prepare_images(plan, _say)
-    result.data["placement"] = effective_placement(plan)
-    result.data["preflight"] = warnings(result.data["placement"])
+    get_ready(result, _say)
     _say(*placement_lines(result.data["placement"]), *preflight_lines(result.data), "")
     progress = Progress(sys.stderr if sys.stderr.isatty() else None, arguments.progress_fd)
     try:

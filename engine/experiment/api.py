@@ -13,14 +13,7 @@ from typing import Any
 from engine.experiment.document import Document
 from engine.experiment.plan import Point, make_plan
 from engine.experiment.results import Results
-from engine.experiment.runner import (
-    RESULT_FILE,
-    Observer,
-    Result,
-    effective_placement,
-    prepare_images,
-    run_plan,
-)
+from engine.experiment.runner import RESULT_FILE, Observer, Result, get_ready, run_plan
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -59,8 +52,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(output) if output is not None else Path(scratch)
         result = Result.resume(plan, folder) if resume else Result.create(plan, folder)
-        prepare_images(plan, lambda _: None)
-        result.data["placement"] = effective_placement(plan)
+        get_ready(result, lambda _: None)
         run_plan(result, observer or Silent())
     return Results(folder / RESULT_FILE, result.data)
 

@@ -15,6 +15,7 @@ from engine.experiment.images import prepare
 from engine.experiment.measure import describe_context
 from engine.experiment.model import ContextSpec
 from engine.experiment.plan import Plan, Point
+from engine.experiment.preflight import warnings
 from engine.experiment.processes import run_point
 from engine.experiment.record import build, failures
 from engine.experiment.summary import outliers, summarise, usable
@@ -30,9 +31,12 @@ class Observer(Protocol):
     def finished(self, number: int, total: int, point: Point, run: Mapping[str, Any]) -> None: ...
 
 
-def prepare_images(plan: Plan, say: Callable[[str], None]) -> None:
-    for image in plan.images:
+def get_ready(result: Result, say: Callable[[str], None]) -> None:
+    """Before the first run: the images, where contexts run, and what of the host is in the way."""
+    for image in result.plan.images:
         prepare(image, say)
+    result.data["placement"] = effective_placement(result.plan)
+    result.data["preflight"] = warnings(result.data["placement"])
 
 
 def effective_placement(plan: Plan) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.experiment.answers import groups, median
 from engine.report.chart import Point, Series, draw, latency_axis, number_axis, percentile_axis, rate_axis
 from engine.report.rows import Row, column_name, read_rows
 from engine.report.svg import Canvas
@@ -45,16 +46,16 @@ def _numeric_key(data: Mapping[str, Any]) -> str | None:
 
 
 def _against(data: Mapping[str, Any], key: str, figure: str) -> list[Series]:
-    lines: dict[str, list[Point]] = {}
-    for point in data["points"]:
-        summary = point["summary"]
-        if point["mark"] or not summary or not summary.get(figure) or summary[figure]["median"] <= 0:
-            continue
-        if point["settings"][key] <= 0:
-            continue
-        label = " · ".join(text for other, text in point["labels"].items() if other != key)
-        lines.setdefault(label, []).append((float(point["settings"][key]), summary[figure]["median"]))
-    return [Series(label, tuple(sorted(points))) for label, points in lines.items()][:SERIES_MAX]
+    found = []
+    for label, points in groups(data, key).items():
+        line = sorted(
+            (float(point["settings"][key]), value)
+            for point in points
+            if point["settings"][key] > 0 and (value := median(point, figure) or 0.0) > 0
+        )
+        if line:
+            found.append(Series(label, tuple(line)))
+    return found[:SERIES_MAX]
 
 
 def _percentile_curves(data: Mapping[str, Any]) -> list[Series]:
@@ -64,13 +65,13 @@ def _percentile_curves(data: Mapping[str, Any]) -> list[Series]:
         curves = [curve for run in data["runs"] if _counts(run, point) and (curve := _curve(run))]
         if not curves:
             continue
-        median: list[Point] = []
+        middle: list[Point] = []
         for percentile in sorted(set.intersection(*(set(curve) for curve in curves))):
             values = sorted(curve[percentile] for curve in curves)
             if percentile >= 50 and values[len(values) // 2] > 0:
-                median.append((percentile, values[len(values) // 2]))
+                middle.append((percentile, values[len(values) // 2]))
         label = " · ".join([*row.labels.values(), *([row.mark] if row.mark else [])])
-        found.append(Series(label, tuple(median)))
+        found.append(Series(label, tuple(middle)))
     return found[:SERIES_MAX]
 
 

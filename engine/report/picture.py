@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.report import figures
+from engine.report.chart import COLOURS, FAINT, INK, SOFT, WIDTH
 from engine.report.experiment_table import node_is_buffered
 from engine.report.rows import Row, read_rows
 from engine.report.svg import Canvas, fit, text_width, wrap
 
-WIDTH = 960.0
 _MARGIN = 28.0
 _ROW = 27.0  # height of a bar and its gap
 _BAR = 18.0
 _GROUP_GAP = 7.0
 _SIZE = 12.5  # of the text beside the bars
 _GROUP_LIMIT, _LABEL_LIMIT = 150.0, 140.0  # longer labels are cut
-_INK, _SOFT, _FAINT = "#1f2328", "#59636e", "#e4e8ec"
-# Told apart by people with any colour vision, in this order.
-_COLOURS = ("#2563c9", "#d4622a", "#12886b", "#a03f9a", "#8a6d1a", "#4b5563")
 _PATTERNS = {
     "read": "sequential reads",
     "write": "sequential writes",
@@ -72,7 +69,7 @@ def compose(data: Mapping[str, Any]) -> Canvas:
     canvas = Canvas(WIDTH, data["title"], _description(panels))
     y = _heading(canvas, data)
     if not panels:
-        canvas.text(_MARGIN, y + 20, "no run has ended", 13, fill=_SOFT)
+        canvas.text(_MARGIN, y + 20, "no run has ended", 13, fill=SOFT)
         y += 30
     frame = _frame(panels)
     for number, panel in enumerate(panels):
@@ -100,7 +97,7 @@ def _panels(data: Mapping[str, Any]) -> list[_Panel]:
             panels.setdefault(title, []).append(_Bar(row.mark, " · ".join(rest), "", 1.0, row))
             continue
         group = " · ".join(row.labels[key] for key in group_keys)
-        colour = colours.setdefault(group, _COLOURS[len(colours) % len(_COLOURS)])
+        colour = colours.setdefault(group, COLOURS[len(colours) % len(COLOURS)])
         panels.setdefault(title, []).append(_Bar(group, label, colour, strengths.get(label, 1.0), row))
     return [_Panel(title, tuple(bars)) for title, bars in panels.items()]
 
@@ -146,7 +143,7 @@ def _heading(canvas: Canvas, data: Mapping[str, Any]) -> float:
     y -= 4
     for line in (*_settings(data), *_machine(data)):
         for part in wrap(line, 12, WIDTH - 2 * _MARGIN):
-            canvas.text(_MARGIN, y, part, 12, fill=_SOFT)
+            canvas.text(_MARGIN, y, part, 12, fill=SOFT)
             y += 17
     return y + 6
 
@@ -203,13 +200,13 @@ def _panel(canvas: Canvas, panel: _Panel, frame: _Frame, y: float, head: bool) -
     bottom = places[-1] + _ROW / 2 + 2
     for tick in ticks:
         x = frame.left + tick * scale
-        canvas.line((x, top - 2), (x, bottom), _INK if tick == 0 else _FAINT)
-        canvas.text(x, bottom + 14, figures.round_count(tick), 10.5, fill=_SOFT, anchor="middle")
-    canvas.text(frame.left - 14, bottom + 14, "IOPS", 10.5, fill=_SOFT, anchor="end")
+        canvas.line((x, top - 2), (x, bottom), INK if tick == 0 else FAINT)
+        canvas.text(x, bottom + 14, figures.round_count(tick), 10.5, fill=SOFT, anchor="middle")
+    canvas.text(frame.left - 14, bottom + 14, "IOPS", 10.5, fill=SOFT, anchor="end")
     for bar in panel.bars:
         if bar.row.mark:
             x = frame.left + bar.row.summary["iops"]["median"] * scale
-            canvas.line((x, top - 2), (x, bottom), _SOFT, 1.2, "3 3")
+            canvas.line((x, top - 2), (x, bottom), SOFT, 1.2, "3 3")
     before = None
     for bar, middle in zip(panel.bars, places, strict=True):
         _draw_bar(canvas, bar, frame, middle, scale, bar.group != before)
@@ -233,7 +230,7 @@ def _column_heads(canvas: Canvas, frame: _Frame, y: float) -> None:
     x = frame.right + 18
     for name, width in _COLUMNS:
         x += width
-        canvas.text(x, y, name, 11, fill=_SOFT, anchor="end")
+        canvas.text(x, y, name, 11, fill=SOFT, anchor="end")
 
 
 def _draw_bar(
@@ -242,18 +239,18 @@ def _draw_bar(
     row = bar.row
     base = middle + 4.5
     if first_of_group:
-        canvas.text(frame.group, base, fit(bar.group, _SIZE, _GROUP_LIMIT), _SIZE, fill=_INK)
-    canvas.text(frame.label, base, fit(bar.label, _SIZE, _LABEL_LIMIT), _SIZE, fill=_SOFT)
+        canvas.text(frame.group, base, fit(bar.group, _SIZE, _GROUP_LIMIT), _SIZE, fill=INK)
+    canvas.text(frame.label, base, fit(bar.label, _SIZE, _LABEL_LIMIT), _SIZE, fill=SOFT)
     spread = row.summary["iops"]
     length = spread["median"] * scale
     if row.mark:
-        canvas.rect(frame.left, middle - _BAR / 2, length, _BAR, "#ffffff", stroke=_SOFT, dash="4 3")
+        canvas.rect(frame.left, middle - _BAR / 2, length, _BAR, "#ffffff", stroke=SOFT, dash="4 3")
     else:
         canvas.rect(frame.left, middle - _BAR / 2, length, _BAR, bar.colour, opacity=bar.strength, radius=2)
     _whisker(canvas, frame.left + spread["min"] * scale, frame.left + spread["max"] * scale, middle)
     for number, value in enumerate(row.runs):
         offset = (number + 0.5) / len(row.runs) - 0.5
-        canvas.circle(frame.left + value * scale, middle + offset * (_BAR - 5), 2.3, _INK, "#ffffff")
+        canvas.circle(frame.left + value * scale, middle + offset * (_BAR - 5), 2.3, INK, "#ffffff")
     cells = (
         figures.count(spread["median"]) + ("*" if row.disturbed else ""),
         figures.ratio(row.ratio),
@@ -267,9 +264,9 @@ def _draw_bar(
 
 
 def _whisker(canvas: Canvas, low: float, high: float, middle: float) -> None:
-    canvas.line((low, middle), (high, middle), _INK, 1.2)
+    canvas.line((low, middle), (high, middle), INK, 1.2)
     for x in (low, high):
-        canvas.line((x, middle - 4), (x, middle + 4), _INK, 1.2)
+        canvas.line((x, middle - 4), (x, middle + 4), INK, 1.2)
 
 
 def _footer(canvas: Canvas, data: Mapping[str, Any], y: float) -> float:
@@ -291,7 +288,7 @@ def _footer(canvas: Canvas, data: Mapping[str, Any], y: float) -> float:
         lines.append("* has runs with more than 2 % steal time.")
     for line in lines:
         for part in wrap(line, 11, WIDTH - 2 * _MARGIN):
-            canvas.text(_MARGIN, y, part, 11, fill=_SOFT)
+            canvas.text(_MARGIN, y, part, 11, fill=SOFT)
             y += 16
     return y + 6
 

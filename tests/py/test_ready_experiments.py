@@ -35,6 +35,8 @@ def test_each_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     results = engine.experiment.run(f"{name}.toml", quick=True)
     assert results.data["complete"]
+    assert results.data["placement"]
+    assert isinstance(results.data["preflight"], list)
     assert all(iops > 0 for iops in results.table("points")["iops"])
     for canvas in compose(results.data):
         assert canvas.collisions() == []
