@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from engine.options import DriverInfo, OptionInfo, drivers
     from engine.queue import QueueStats, VirtioBlk, VirtQueue
     from engine.stats import LockInfo, OpStats
+    from engine.trace import Trace, Traces
     from engine.units import parse_size, parse_time_ns
     from engine.workload import Workload, WorkloadResult
 
@@ -82,6 +83,8 @@ __all__ = [
     "RefusedByPolicy",
     "Results",
     "Timer",
+    "Trace",
+    "Traces",
     "Unsupported",
     "VirtQueue",
     "VirtioBlk",
@@ -131,6 +134,7 @@ _MODULES = {
     "options": ("DriverInfo", "OptionInfo", "drivers"),
     "queue": ("QueueStats", "VirtQueue", "VirtioBlk"),
     "stats": ("LockInfo", "OpStats"),
+    "trace": ("Trace", "Traces"),
     "units": ("parse_size", "parse_time_ns"),
     "workload": ("Workload", "WorkloadResult"),
 }

@@ -41,6 +41,7 @@ class ContextInfo:
     involuntary_switches: int
     cpu_user_ns: int  # of the thread alone
     cpu_system_ns: int
+    id: int  # in traces
 
 
 @dataclass(frozen=True, slots=True)

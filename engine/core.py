@@ -312,6 +312,7 @@ class Engine(Owner):
         flush_every: int = 0,
         latency: bool = True,
         verify: bool = False,
+        trace: int = 0,
         context: AioContext | str | None = None,
     ) -> Workload:
         """A stream of requests over a node, a user of one, or a virtqueue; `start()` sets it going.
@@ -321,8 +322,9 @@ class Engine(Owner):
         `runtime` seconds, whichever is given and comes first. rate_iops: 0 is a closed loop; else requests
         start at that rate, and latency counts from the intended start. offset, length: the range, in bytes;
         length 0: to the end. flush_every: a flush after so many writes. latency: keep histograms. verify:
-        writes carry a pattern, and reads of what was written are checked. context: where it runs; None: with
-        its queue, or main. Sizes and times may be texts: "4k", "5s".
+        writes carry a pattern, and reads of what was written are checked. trace: one request in so many is
+        traced, 0 none; see `Workload.traces`. context: where it runs; None: with its queue, or main. Sizes
+        and times may be texts: "4k", "5s".
         """
         config = workloads.configure(
             rw=rw,
@@ -338,6 +340,7 @@ class Engine(Owner):
             flush_every=flush_every,
             latency=latency,
             verify=verify,
+            trace=trace,
         )
         self._own(target, "target")
         home = self._context_handle(context)

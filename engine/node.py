@@ -46,6 +46,7 @@ class NodeInfo:
     user_count: int
     ops: tuple[str, ...]  # what the driver does itself; the rest is emulated
     holes: bool  # its block status tells data from holes
+    id: int  # in traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +194,27 @@ class BlockNode(BlockIO, Closeable):
         """Its locks: `node.locks.edges.wait_ns.p99`. One that its driver lacks was never taken."""
         return NodeLocks.among(self._engine.locks(), self._name)
 
-    def child(self, role: str) -> BlockNode:
-        """The node below, by its role ("file"). InvalidArgument, naming the roles, where there is none.
-
-        What was opened along with this node closes with it, and only with it.
-        """
-        buffer, roles = ffi.new("char[]", 64), []
+    @property
+    def children(self) -> dict[str, BlockNode]:
+        """The nodes below, by their roles, in the driver's order."""
+        found, buffer = {}, ffi.new("char[]", 64)
         with self._handle.in_use():
             for index in range(self._native_info().child_count):
                 pointer = lib.engine_node_get_child(self._live(), index, buffer, len(buffer))
                 if pointer == NULL:
                     break
-                if text(buffer) == role:
-                    return self._engine._node_at(pointer, self._handle)
-                roles.append(text(buffer))
-        known = f"it has {', '.join(roles)}" if roles else "it has no children"
+                found[text(buffer)] = self._engine._node_at(pointer, self._handle)
+        return found
+
+    def child(self, role: str) -> BlockNode:
+        """The node below, by its role ("file"). InvalidArgument, naming the roles, where there is none.
+
+        What was opened along with this node closes with it, and only with it.
+        """
+        children = self.children
+        if role in children:
+            return children[role]
+        known = f"it has {', '.join(children)}" if children else "it has no children"
         raise invalid(f"node {self._name!r}: no child {role!r}; {known}", "role", node=self._name)
 
     def user(

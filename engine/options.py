@@ -39,6 +39,7 @@ class DriverInfo:
     layer: str  # "protocol" "format" "filter"
     text: str
     options: list[OptionInfo]
+    children: list[str]  # their roles, under which the options of a child stand
 
 
 def drivers() -> dict[str, DriverInfo]:
@@ -51,7 +52,10 @@ def _driver(index: int) -> DriverInfo:
     info = struct("engine_driver_info")
     check(lib.engine_driver_get(index, info), None, "get driver")
     options = [_option(index, number) for number in range(info.option_count)]
-    return DriverInfo(text(info.name), text(info.layer), text(info.text), options)
+    roles: list[str] = []
+    while (role := lib.engine_driver_get_role(index, len(roles))) != NULL:
+        roles.append(text(role))
+    return DriverInfo(text(info.name), text(info.layer), text(info.text), options, roles)
 
 
 def _option(driver: int, index: int) -> OptionInfo:

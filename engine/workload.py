@@ -16,6 +16,7 @@ from engine._native import lib
 from engine.errors import invalid
 from engine.histogram import Histogram
 from engine.stats import record_of
+from engine.trace import Traces, read_traces
 from engine.units import parse_size, parse_time_ns
 
 if TYPE_CHECKING:
@@ -135,6 +136,14 @@ class Workload(Owner):
             write_latency=Histogram.from_native(native.latency_ns[1]),
         )
 
+    def traces(self) -> Traces:
+        """Of one with `trace` that is not running any more: what became of the requests that were drawn.
+
+        ConflictError while it is running.
+        """
+        with self._handle.in_use():
+            return read_traces(self._handle.check(), self._handle.label)
+
     def close(self) -> None:
         """Stops it, waits for what is in flight, and closes; idempotent. `result()` is gone then."""
         self._handle.close()
@@ -158,6 +167,7 @@ def configure(
     flush_every: int,
     latency: bool,
     verify: bool,
+    trace: int,
 ) -> Any:
     """An `engine_workload_config` from checked arguments, without target and context."""
     if rw not in PATTERNS:
@@ -176,6 +186,7 @@ def configure(
     config.offset = integer(_size(offset), "offset")
     config.length = integer(_size(length), "length")
     config.flush_every = integer(flush_every, "flush_every", high=2**32 - 1)
+    config.trace_every = integer(trace, "trace", high=2**31)
     config.flags = 0 if latency else lib.ENGINE_WORKLOAD_NO_LATENCY
     config.flags |= lib.ENGINE_WORKLOAD_VERIFY if verify else 0
     return config

@@ -87,7 +87,8 @@ class Engine {
 // many do-nothing filters, or of a file: opened, and closed in order.
 class Load {
   public:
-    // `filename` NULL: a null node; "filters=N": under filters. `count` 0: until stop().
+    // `filename` NULL: a null node; "filters=N": under filters; "trace=N": one request in N is traced.
+    // `count` 0: until stop().
     Load(Engine& engine, engine_context_t* context, const char* filename, bool over_queue, uint32_t depth,
          uint64_t count) {
         open_node(engine, filename);
@@ -100,6 +101,7 @@ class Load {
         config.count = count;
         config.runtime_ns = count == 0 ? 60'000'000'000 : 0;
         config.seed = 1;
+        if (traced(filename)) config.trace_every = static_cast<uint32_t>(number(filename + 6, "trace"));
         if (over_queue) {
             config.queue = open_queue(context);
         } else {
@@ -136,7 +138,7 @@ class Load {
 
   private:
     void open_node(Engine& engine, const char* filename) {
-        if (filename == nullptr) {
+        if (filename == nullptr || traced(filename)) {
             const engine_option options[] = {{"driver", "null"}, {"size", "1G"}, {"node-name", "disk"}};
             node_ = engine.open(options, 3);
         } else if (strncmp(filename, "filters=", 8) == 0) {
@@ -149,6 +151,10 @@ class Load {
                                              {"file.filename", filename}};
             node_ = engine.open(options, 5);
         }
+    }
+
+    static bool traced(const char* filename) {
+        return filename != nullptr && strncmp(filename, "trace=", 6) == 0;
     }
 
     void open_filters(Engine& engine, uint64_t count) {

@@ -4,7 +4,8 @@
 // Under callgrind $NO_IO_URING must be set: valgrind 3.19 runs no other thread while one waits in
 // io_uring_enter. The engine then falls back to its threads backend, which a null node never uses.
 //
-// usage: run_requests COUNT node|queue DEPTH [FILE | filters=N]      neither: a null node; N filters above it
+// usage: run_requests COUNT node|queue DEPTH [FILE | filters=N | trace=N]
+//        none: a null node; N filters above it; one request in N is traced
 #include <dlfcn.h>
 #include <liburing.h>
 
@@ -19,12 +20,13 @@ extern "C" int io_uring_queue_init_params(unsigned entries, io_uring* ring, io_u
 }
 
 int main(int argc, char** argv) {
-    if (argc < 4 || argc > 5) micro::fail("usage", "run_requests COUNT node|queue DEPTH [FILE | filters=N]");
+    if (argc < 4 || argc > 5)
+        micro::fail("usage", "run_requests COUNT node|queue DEPTH [FILE | filters=N | trace=N]");
     uint64_t count = micro::number(argv[1], "COUNT");
     auto depth = static_cast<uint32_t>(micro::number(argv[3], "DEPTH"));
     // Without a file nothing reaches the backend; and valgrind's one lock is held by a thread that waits in
     // io_uring.
-    bool file = argc == 5 && strncmp(argv[4], "filters=", 8) != 0;
+    bool file = argc == 5 && strchr(argv[4], '=') == nullptr;
     micro::Engine engine(file ? ENGINE_BACKEND_AUTO : ENGINE_BACKEND_THREADS);
     // It does not poll: how long it polls is chance, and would be counted.
     engine_context_t* context = engine.add_context("io0", -1, 0);

@@ -8,7 +8,9 @@
 #include <memory>
 
 #include "aio/inbox.hh"
+#include "base/assert.hh"
 #include "base/atomic.hh"
+#include "base/clock.hh"
 #include "base/list.hh"
 
 namespace engine::aio {
@@ -38,6 +40,11 @@ struct IoOp : Message {
     IoKind kind = IoKind::call;
     bool direct = false;  // the file bypasses the page cache, so that trying without waiting makes no sense
     int16_t file_slot = -1;  // of the same file as `fd`, from register_file(); -1: none
+    // --- of one that is traced: who queues it says so, and has the times when it is done
+    bool traced = false;
+    IoOp* next_traced = nullptr;
+    uint64_t submitted_ns = 0;  // about to be with the kernel
+    uint64_t reaped_ns = 0;     // seen to be done
 };
 
 // A descriptor watched level-triggered, by the context that made it.
@@ -90,7 +97,38 @@ class Backend {
     // The context is closing: no handler is called or pointed to any more, but for those already removed.
     virtual void forget_fds() noexcept = 0;
 
+    // One that is traced has been seen to be done.
+    void stamp_reaped(IoOp* op, uint64_t now_ns) noexcept {
+        op->reaped_ns = now_ns;
+        traced_--;
+    }
+
     BackendStats stats;
+
+  protected:
+    // Operations that are traced: from queue() on; before the system call that submits; before each batch of
+    // completions, 0 where none is traced.
+    void note_queued(IoOp* op) noexcept {
+        if (ENGINE_LIKELY(!op->traced)) return;
+        op->next_traced = unsubmitted_;
+        unsubmitted_ = op;
+        traced_++;
+    }
+    void note_submitting() noexcept {
+        if (ENGINE_UNLIKELY(unsubmitted_ != nullptr)) stamp_submitted();
+    }
+    uint64_t reaping_ns() const noexcept { return ENGINE_UNLIKELY(traced_ != 0) ? base::now_ns() : 0; }
+
+  private:
+    [[gnu::noinline, gnu::cold]] void stamp_submitted() noexcept {
+        uint64_t now_ns = base::now_ns();
+        for (; unsubmitted_ != nullptr; unsubmitted_ = unsubmitted_->next_traced) {
+            unsubmitted_->submitted_ns = now_ns;
+        }
+    }
+
+    IoOp* unsubmitted_ = nullptr;
+    uint64_t traced_ = 0;  // queued, and not seen to be done
 };
 
 struct BackendChoice {

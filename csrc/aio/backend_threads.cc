@@ -160,6 +160,7 @@ ThreadsBackend::~ThreadsBackend() {
 
 void ThreadsBackend::queue(IoOp* op) noexcept {
     stats.submitted.increment();
+    note_queued(op);
     queued_.push(op);
 }
 
@@ -190,6 +191,7 @@ bool ThreadsBackend::read_at_once(IoOp* op, bool* sleeps) noexcept {
 
 void ThreadsBackend::submit() noexcept {
     if (queued_.empty()) return;
+    note_submitting();
     stats.submit_batches.increment();
     base::Queue<Message> unknown, slow;
     uint64_t offloaded = 0;
@@ -235,11 +237,13 @@ void ThreadsBackend::reap() noexcept {
     if (fd_count_ != 0 && event_count_ == 0 && work_since_look_ >= work_between_looks) look_at_fds(0);
     run_fd_handlers();
     Message* done = done_.take_all();
+    uint64_t now_ns = reaping_ns();
     while (done != nullptr) {
         auto* op = static_cast<IoOp*>(done);
         done = done->next;  // op->done may free the operation
         stats.completed.increment();
         work_since_look_++;
+        if (ENGINE_UNLIKELY(op->traced)) stamp_reaped(op, now_ns);
         op->done(op, op->result);
     }
 }

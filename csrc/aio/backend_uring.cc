@@ -78,6 +78,7 @@ class UringBackend final : public Backend {
     int event_fd_ = -1;
     uint64_t event_value_ = 0;
     unsigned in_flight_ = 0;
+    uint64_t reaping_ns_ = 0;       // when the completions of this batch were seen
     unsigned in_flight_max_ = 0;    // the completion queue holds them all
     base::Queue<Message> waiting_;  // operations beyond that
     bool has_file_slots_ = false;
@@ -218,6 +219,8 @@ void UringBackend::queue(IoOp* op) noexcept {
     if (op->kind == IoKind::call) {
         stats.offloaded.increment();
         stats.submitted.increment();
+        note_queued(op);
+        note_submitting();
         offload_.run(op);
         return;
     }
@@ -230,6 +233,7 @@ void UringBackend::queue(IoOp* op) noexcept {
 
 void UringBackend::prepare(IoOp* op) noexcept {
     io_uring_sqe* sqe = get_sqe();
+    note_queued(op);
     in_flight_++;
     stats.submitted.increment();
     switch (op->kind) {
@@ -290,6 +294,7 @@ void UringBackend::unregister_file(int16_t slot) noexcept {
 
 void UringBackend::submit() noexcept {
     if (io_uring_sq_ready(&ring_) == 0) return;
+    note_submitting();
     stats.system_calls.increment();
     stats.submit_batches.increment();
     // With deferred task run the same call also posts what has finished.
@@ -318,6 +323,7 @@ void UringBackend::reap() noexcept {
         ready = io_uring_cq_ready(&ring_);
     }
     flag_is_stale_ = ready == 0;
+    reaping_ns_ = reaping_ns();
     unsigned head = *ring_.cq.khead;
     for (unsigned i = 0; i < ready; i++, head++) {
         // Copied and given back one by one: a handler may fill the submission ring and so enter the kernel.
@@ -339,6 +345,7 @@ void UringBackend::complete(const io_uring_cqe& cqe) noexcept {
             auto* op = reinterpret_cast<IoOp*>(pointer);
             in_flight_--;
             stats.completed.increment();
+            if (ENGINE_UNLIKELY(op->traced)) stamp_reaped(op, reaping_ns_);
             op->done(op, cqe.res);
             break;
         }
@@ -354,6 +361,7 @@ void UringBackend::complete(const io_uring_cqe& cqe) noexcept {
 }
 
 void UringBackend::wait(int64_t timeout_ns) noexcept {
+    note_submitting();
     stats.system_calls.increment();
     if (io_uring_sq_ready(&ring_) != 0) stats.submit_batches.increment();
     if (timeout_ns < 0) {

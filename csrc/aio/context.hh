@@ -137,6 +137,8 @@ class alignas(128) AioContext final : public coro::Executor {
     uint64_t now_ns() const noexcept override {
         return ENGINE_LIKELY(clock_ == nullptr) ? base::now_ns() : *clock_;
     }
+    // Of the context in traces: unique among those of one engine as long as there are fewer than 2^16.
+    uint16_t number() const noexcept { return static_cast<uint16_t>(id_base_ >> 48); }
     // Unique in the process for as long as it lives: the context's id above a counter.
     uint64_t next_request_id() noexcept { return id_base_ | (++last_request_ & 0xffffffffffffu); }
 

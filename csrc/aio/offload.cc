@@ -196,6 +196,7 @@ void OffloadPool::deliver(std::unique_lock<std::mutex>& lock) noexcept {
     while (finished != nullptr) {
         auto* op = static_cast<IoOp*>(finished);
         finished = finished->next;  // done may free the operation
+        if (ENGINE_UNLIKELY(op->traced)) context_->backend().stamp_reaped(op, base::now_ns());
         op->done(op, op->result);
     }
 }

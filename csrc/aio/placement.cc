@@ -264,6 +264,8 @@ int AioContext::read_info(engine_context_info* out) const noexcept {
     memset(out->cpus, 0, sizeof out->cpus);
     memset(out->worker_cpus, 0, sizeof out->worker_cpus);
     out->worker_count = 0;
+    out->id = number();
+    out->reserved0 = 0;
     out->tid = tid_.load_relaxed();
     out->last_cpu = -1;
     out->poll_max_ns = poll_max_ns_.load_relaxed();

@@ -67,6 +67,7 @@ class SimBackend final : public Backend {
         uint64_t latency_ns = simulator_.handler_->latency_ns(*op, simulator_.random_);
         op->result = static_cast<int64_t>(simulator_.now_ns_ + latency_ns);  // nobody else needs it before
         op->next = nullptr;
+        op->submitted_ns = simulator_.now_ns_;
         Message** end = &first_;
         while (*end != nullptr) end = &(*end)->next;
         *end = op;
@@ -87,6 +88,7 @@ class SimBackend final : public Backend {
         auto* op = static_cast<IoOp*>(*link);
         *link = op->next;
         stats.completed.increment();
+        op->reaped_ns = simulator_.now_ns_;
         op->done(op, simulator_.serve(*op));
     }
     uint64_t next_done_ns() const noexcept {

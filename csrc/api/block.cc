@@ -54,6 +54,7 @@ int engine_node_get_info(engine_node_t* handle, engine_node_info* out) {
     info.max_transfer = node.max_transfer == UINT64_MAX ? 0 : node.max_transfer;
     info.ops = node.native_ops;
     info.holes = node.holes ? 1 : 0;
+    info.id = node.control->id;
     {
         base::Guard guard(node.control->lists);
         info.child_count = static_cast<uint32_t>(node.control->children.size());

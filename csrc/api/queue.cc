@@ -235,6 +235,10 @@ int engine_workload_get_result(engine_workload_t* handle, engine_workload_result
     unwrap(handle)->read_result(result.get());
     return write_out(*result, out);
 }
+int engine_workload_get_traces(engine_workload_t* handle, engine_trace* traces, uint64_t capacity,
+                               uint64_t* count, uint32_t* every) {
+    return unwrap(handle)->read_traces(traces, capacity, count, every);
+}
 int engine_workload_close(engine_workload_t* handle) {
     int result = unwrap(handle)->engine().check(nullptr, "close workload");
     if (result != 0) return result;

@@ -75,6 +75,7 @@ struct SubRequest : Request {
         op = operation;
         id = origin.id;
         error = origin.error;
+        trace = origin.trace;
         complete = [](Request* request) {
             auto* self = static_cast<SubRequest*>(request);
             self->done.complete(self->result);
@@ -358,17 +359,22 @@ Task<int64_t> run(Channel& channel, const Request& origin) {
     bool serialises = must_serialise(node, origin);
     bool entered = false;
     int step = 0;
-    if (serialises) step = co_await tracking.hold(channel);
+    if (serialises) {
+        TracedWait wait(origin, ENGINE_WAIT_OVERLAP);
+        step = co_await tracking.hold(channel);
+    }
     bool held = serialises && step == 0;
     if (step == 0 && needs_bounce(node, origin)) {
         uint64_t wanted =
             origin.op == Op::write_zeroes ? 1 : up(node, origin.length) + node.request_alignment;
+        TracedWait wait(origin, ENGINE_WAIT_MEMORY);
         step = co_await Bounce::take(channel, wanted, bounce);
     }
     if (step == 0 && changes(origin.op) && (held || channel.tracked)) {
         entry.serialises = serialises;
         entry.start = down(node, origin.offset);
         entry.end = up(node, end_of(origin));
+        TracedWait wait(origin, ENGINE_WAIT_OVERLAP);
         step = co_await tracking.enter(channel, entry);
         entered = step == 0;
     }

@@ -233,7 +233,7 @@ int name_node(Instance& engine, Node& node, const OptionBag& bag, engine_error* 
         }
     }
     node.control->name = std::move(name);
-    node.control->id = engine.next_node_id++;
+    node.control->id = ++engine.last_node_id;
     node.control->edges.set_label({.name = "edges",
                                    .owner = node.control->name.c_str(),
                                    .rank = coro::LockRank::edges,

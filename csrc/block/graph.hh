@@ -28,7 +28,7 @@ struct Instance {
         retired;                      // stopped; kept for those who may still send to them
     std::vector<block::Node*> nodes;  // in order of their ids
     uint64_t next_name = 0;
-    uint64_t next_node_id = 0;
+    uint64_t last_node_id = 0;
     block::Limits limits;
     base::Atomic<uint32_t> completion_queues{0};  // open ones: they keep the engine from closing
     // What nodes share by name, such as throttle groups; the nodes own it. Guarded by control.

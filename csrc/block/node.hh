@@ -23,6 +23,7 @@
 #include "block/port.hh"
 #include "block/request.hh"
 #include "block/request_pool.hh"
+#include "block/trace.hh"
 #include "coro/mutex.hh"
 #include "coro/task.hh"
 
@@ -269,6 +270,7 @@ inline void enter(Channel& channel, Request* request) noexcept {
     request->channel = &channel;
     channel.in_flight.add(1);
     channel.requests.enter(request->link(), request);
+    mark(*request, ENGINE_MARK_ENTERED);
 }
 // From a parent to its child's channel: the edge holds the permissions.
 void submit_child(Channel& channel, Request* request) noexcept;
@@ -283,6 +285,7 @@ Location trace_down(Channel& channel, uint64_t offset) noexcept;
 // One that entered, and is not to be counted.
 inline void leave(Request* request) noexcept {
     Channel& channel = *request->channel;
+    mark(*request, ENGINE_MARK_LEFT);
     channel.in_flight.subtract(1);
     channel.requests.leave(request->link(), channel.executor());
 }

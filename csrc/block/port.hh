@@ -39,6 +39,8 @@ class Port {
     bool withdraw(Request* request) noexcept;
 
   private:
+    void trace_parked(const Request& request, uint8_t kind) const noexcept;
+
     const uint32_t ops_;
     unsigned parks_ = 0;
     uint64_t parked_at_ns_ = 0;

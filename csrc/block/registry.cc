@@ -45,6 +45,11 @@ int engine_driver_get(uint32_t index, engine_driver_info* info) {
     return 0;
 }
 
+const char* engine_driver_get_role(uint32_t driver, uint32_t index) {
+    if (driver >= drivers().size() || index >= drivers()[driver]->children.size()) return nullptr;
+    return drivers()[driver]->children[index].role;
+}
+
 int engine_driver_get_option(uint32_t driver, uint32_t index, engine_option_info* info) {
     if (driver >= drivers().size()) return -ENOENT;
     auto own = drivers()[driver]->options;

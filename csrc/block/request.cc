@@ -187,8 +187,19 @@ void submit_child(Channel& channel, Request* request) noexcept {
     }
 }
 
+// It is with the graph now.
+[[gnu::noinline, gnu::cold]] static void trace_popped(const Port& port, const Request& request) noexcept {
+    Trace& trace = *request.trace;
+    trace.request_id = request.id;
+    trace.op = static_cast<uint32_t>(request.op);
+    trace.offset = request.offset;
+    trace.length = request.length;
+    trace.add(*port.context, nullptr, ENGINE_MARK_POPPED, 0, port.context->now_ns());
+}
+
 void submit(Port& port, Request* request) noexcept {
     request->id = port.context->next_request_id();
+    if (ENGINE_UNLIKELY(request->trace != nullptr)) trace_popped(port, *request);
     if (ENGINE_UNLIKELY((port.allowed_ops & bit(request->op)) == 0)) {
         port.hold_or_refuse(request);
         return;
@@ -214,13 +225,16 @@ void Port::unpark() noexcept {
     allowed_ops = ops_;
     // They have their ids, and come before any that is submitted later.
     while (aio::Message* message = waiting_.pop()) {
-        submit_child(*channel, static_cast<Request*>(message));
+        auto* request = static_cast<Request*>(message);
+        trace_parked(*request, ENGINE_MARK_WAITED);
+        submit_child(*channel, request);
     }
 }
 
 void Port::hold_or_refuse(Request* request) noexcept {
     if (parked() && (ops_ & bit(request->op)) != 0) {
         waiting_.push(request);
+        trace_parked(*request, ENGINE_MARK_WAIT);
         return;
     }
     refuse(request, ENGINE_ERROR_REFUSED, EPERM, "user %s holds no permission to %s on node %s",
@@ -245,7 +259,14 @@ void Port::refuse(Request* request, engine_error_kind kind, int errnum, const ch
 }
 
 bool Port::withdraw(Request* request) noexcept {
-    return waiting_.remove(request);
+    if (!waiting_.remove(request)) return false;
+    trace_parked(*request, ENGINE_MARK_WAITED);
+    return true;
+}
+
+void Port::trace_parked(const Request& request, uint8_t kind) const noexcept {
+    if (ENGINE_LIKELY(request.trace == nullptr)) return;
+    request.trace->add(*context, channel->node, kind, ENGINE_WAIT_CHANGE, context->now_ns());
 }
 
 void cancel(Port& port, Request* request) noexcept {

@@ -13,7 +13,7 @@ namespace engine::block {
 
 class Channel;
 struct Request;
-struct Trace;  // what a traced request leaves behind; no request is traced yet, so the pointer is always null
+struct Trace;  // what a request that was drawn leaves behind (block/trace.hh)
 
 enum class Op : uint8_t {
     read = ENGINE_OP_READ,
@@ -63,7 +63,7 @@ struct Request : aio::Message, InFlightLink {
     Channel* channel = nullptr;     // the one that it was submitted to
     ForwardFrame* frame = nullptr;  // of the levels that have handed it on, lowest first
     uint64_t id = 0;
-    Trace* trace = nullptr;
+    Trace* trace = nullptr;         // null: it was not drawn
     int64_t result = 0;             // 0, or block_status: extents filled; -errno
     engine_error* error = nullptr;  // optional: filled by the layer that fails it
     // --- block_status: where the answer goes

@@ -129,6 +129,7 @@ void tear(Channel& channel, const FaultRule& rule, Request* request) noexcept {
             if (own.delayed.hurrying()) {
                 pass(channel, request);
             } else {
+                mark(*request, ENGINE_MARK_WAIT, ENGINE_WAIT_HELD);
                 own.paused.push(request);
             }
             break;
@@ -152,7 +153,9 @@ unsigned let_go(Channel& channel) noexcept {
     auto& own = channel.state<FaultChannel>();
     unsigned count = 0;
     while (aio::Message* message = own.paused.pop()) {
-        pass(channel, static_cast<Request*>(message));
+        auto* request = static_cast<Request*>(message);
+        mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_HELD);
+        pass(channel, request);
         count++;
     }
     return count;

@@ -75,6 +75,7 @@ void release(ThrottleChannel& own) noexcept {
             if (lane.due_ns > now_ns && !own.hurrying) break;
             auto* request = static_cast<Request*>(lane.waiting.pop());
             if (!lane.waiting.empty()) reserve(*own.group, lane, direction, now_ns);
+            mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_HELD);
             pass(*own.channel, request);
         }
         if (!lane.waiting.empty() && lane.due_ns < next_ns) next_ns = lane.due_ns;
@@ -98,6 +99,7 @@ void wake_at(ThrottleChannel& own, uint64_t deadline_ns) noexcept {
 // It may not go yet, or others wait before it.
 [[gnu::noinline]] void wait(ThrottleChannel& own, Lane& lane, Request* request, uint64_t due_ns) noexcept {
     bool first = lane.waiting.empty();
+    mark(*request, ENGINE_MARK_WAIT, ENGINE_WAIT_HELD);
     lane.waiting.push(request);
     if (!first) return;
     lane.due_ns = due_ns;
@@ -161,6 +163,7 @@ void throttle_cancel(Channel& channel, Request* request) {
     Lane& lane = own.lanes[direction];
     bool first = lane.waiting.front() == request;
     if (!lane.waiting.remove(request)) return;
+    mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_HELD);
     fail_cancelled(request, "it waited for its turn");
     if (first && !lane.waiting.empty()) reserve(*own.group, lane, direction, channel.context->now_ns());
     release(own);

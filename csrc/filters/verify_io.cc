@@ -328,8 +328,14 @@ Task<int64_t> in_order(Channel& channel, Work& work, CancelToken token) {
     entry.end = end_of(request);
     bool ordered = compares || entry.serialises;
     int step = 0;
-    if (compares) step = co_await Bounce::take(channel, request.length, bounce, token);
-    if (step == 0 && ordered) step = co_await order.enter(channel, entry, token);
+    if (compares) {
+        block::TracedWait wait(request, ENGINE_WAIT_MEMORY);
+        step = co_await Bounce::take(channel, request.length, bounce, token);
+    }
+    if (step == 0 && ordered) {
+        block::TracedWait wait(request, ENGINE_WAIT_OVERLAP);
+        step = co_await order.enter(channel, entry, token);
+    }
     if (step != 0) co_return step;
     int64_t result = co_await carry_out(channel, work, bounce, token);
     if (ordered) order.leave(channel, entry);

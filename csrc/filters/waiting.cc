@@ -44,6 +44,7 @@ void Waiting::add(Request* request, uint64_t delay_ns) noexcept {
     uint64_t due_ns;
     if (__builtin_add_overflow(channel_->context->now_ns(), delay_ns, &due_ns)) due_ns = UINT64_MAX;
     heap_[size_++] = {due_ns, next_number_++, request};
+    mark(*request, ENGINE_MARK_WAIT, ENGINE_WAIT_HELD);
     std::push_heap(heap_.get(), heap_.get() + size_, later);
     if (heap_[0].request == request) wait_for_first();
 }
@@ -51,7 +52,9 @@ void Waiting::add(Request* request, uint64_t delay_ns) noexcept {
 void Waiting::let_go(uint64_t now_ns) noexcept {
     while (size_ != 0 && heap_[0].due_ns <= now_ns) {
         std::pop_heap(heap_.get(), heap_.get() + size_, later);
-        pass(*channel_, heap_[--size_].request);
+        Request* request = heap_[--size_].request;
+        mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_HELD);
+        pass(*channel_, request);
     }
 }
 
@@ -80,6 +83,7 @@ bool Waiting::remove(const Request* request) noexcept {
     Entry* found =
         std::find_if(heap_.get(), end, [request](const Entry& entry) { return entry.request == request; });
     if (found == end) return false;
+    mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_HELD);
     *found = heap_[--size_];
     std::make_heap(heap_.get(), heap_.get() + size_, later);
     look();

@@ -157,7 +157,9 @@ Task<int64_t> pass_and_append(Channel& channel, const Request& origin, Op op, ui
 // must get the same.
 Task<int64_t> write_through(Channel& channel, const Request& origin) {
     Bounce bounce;
+    block::TracedWait wait(origin, ENGINE_WAIT_MEMORY);
     int64_t result = co_await Bounce::take(channel, origin.length, bounce);
+    wait.over();
     if (result < 0) co_return no_memory(origin);
     VectorCursor cursor(origin.iov, origin.iov_count);
     for (uint64_t done = 0; done < origin.length && result >= 0;) {

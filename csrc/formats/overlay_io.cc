@@ -13,6 +13,7 @@ using block::MetaLock;
 using block::Op;
 using block::Request;
 using block::SliceCursor;
+using block::TracedWait;
 using coro::LockChain;
 using coro::Task;
 
@@ -155,7 +156,9 @@ Task<int64_t> read(Channel& channel, Request& request) {
         Lookup found;
         LockChain chain(channel.executor());
         {
+            TracedWait wait(request, ENGINE_WAIT_LOCK);
             MetaLock::Shared guard = co_await own.overlay->meta.lock_shared(chain, *own.slot);
+            wait.over();
             look_up(own.overlay->map, guard, request.offset + done, request.length - done, &found);
         }
         chain.check_may_await("reads");
@@ -185,7 +188,9 @@ Task<int64_t> overwrite(Channel& channel, Request& request, SliceCursor& cursor,
     Lookup found;
     LockChain chain(channel.executor());
     {
+        TracedWait wait(request, ENGINE_WAIT_LOCK);
         MetaLock::Shared guard = co_await own.overlay->meta.lock_shared(chain, *own.slot);
+        wait.over();
         look_up(own.overlay->map, guard, request.offset + done, request.length - done, &found);
     }
     for (unsigned i = 0; i < found.count; i++) {
@@ -215,7 +220,9 @@ Task<int64_t> write(Channel& channel, Request& request) {
         Places places;
         LockChain chain(channel.executor());
         {
+            TracedWait wait(request, ENGINE_WAIT_LOCK);
             MetaLock::Exclusive guard = co_await overlay.meta.lock_exclusive(chain);
+            wait.over();
             overlay.map.reserve(guard, request.offset + done, request.length - done, &places);
         }
         if (places.length == 0) co_return no_place(request, places.error);
@@ -230,7 +237,9 @@ Task<int64_t> write(Channel& channel, Request& request) {
         int64_t result = co_await parts;
         Map::Committed committed;
         {
+            TracedWait wait(request, ENGINE_WAIT_LOCK);
             MetaLock::Exclusive guard = co_await overlay.meta.lock_exclusive(chain);
+            wait.over();
             committed = overlay.map.commit(guard, request.offset + done, places, result >= 0);
         }
         if (committed.dropped) overlay.reclaim.kick();
@@ -254,7 +263,9 @@ Task<int64_t> write_zeroes(Channel& channel, Request& request) {
         uint64_t cleared;
         {
             LockChain chain(channel.executor());
+            TracedWait wait(request, ENGINE_WAIT_LOCK);
             MetaLock::Exclusive guard = co_await overlay.meta.lock_exclusive(chain);
+            wait.over();
             cleared = overlay.map.clear(guard, request.offset + done, request.length - done, &dropped);
         }
         if (dropped) overlay.reclaim.kick();
@@ -335,7 +346,9 @@ Task<int64_t> block_status(Channel& channel, Request& request) {
         Extent extent;
         {
             LockChain chain(channel.executor());
+            TracedWait wait(request, ENGINE_WAIT_LOCK);
             MetaLock::Shared guard = co_await own.overlay->meta.lock_shared(chain, *own.slot);
+            wait.over();
             extent = own.overlay->map.find(guard, request.offset + answer.length(),
                                            request.length - answer.length());
         }

@@ -218,6 +218,7 @@ void passed_on(Request* request) {
 void pass_on(ExternalSlot* slot) noexcept {
     const Request& origin = *slot->origin;
     slot->age.unlink();  // what is below has its own ways to end
+    mark(origin, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
     slot->complete = passed_on;
     slot->iov = origin.iov;
     slot->iov_count = origin.iov_count;
@@ -364,6 +365,7 @@ void external_submit(Channel& channel, Request* request) {
         pass_on(slot);
         return;
     }
+    mark(*request, ENGINE_MARK_WAIT, ENGINE_WAIT_DEVICE);
     own.unsent.push(slot);
     if (own.flushing) return;
     own.flushing = true;

@@ -63,6 +63,21 @@ void note_flush_failure(Node& node, int errnum) noexcept;
 // Finishes with the kernel's refusal, told in the request's error object. From a completion only.
 void finish_failed(Request* request, int errnum, uint64_t offset) noexcept;
 
+// Hands the request's operation to the backend of its context; reaped() is the first thing when it is done.
+inline void queue_io(Request* request) noexcept {
+    request->io.traced = request->trace != nullptr;
+    mark(*request, ENGINE_MARK_QUEUED);
+    request->channel->context->backend().queue(&request->io);
+}
+inline Request* reaped(aio::IoOp* op) noexcept {
+    Request* request = Request::of(op);
+    if (ENGINE_UNLIKELY(op->traced)) {
+        add_mark_at(*request, ENGINE_MARK_SUBMITTED, op->submitted_ns);
+        add_mark_at(*request, ENGINE_MARK_REAPED, op->reaped_ns);
+    }
+    return request;
+}
+
 // Interrupted or short of something for a moment: the same operation is worth another try.
 inline bool transient(int64_t result) noexcept {
     return result == -EINTR || result == -EAGAIN;

@@ -30,16 +30,14 @@ bool means_unsupported(int64_t result) noexcept {
 }
 
 // Runs `call` on the offload pool, then `done` here.
-void offload(Channel& channel, Request* request, int64_t (*call)(aio::IoOp*),
-             void (*done)(aio::IoOp*, int64_t)) noexcept {
+void offload(Request* request, int64_t (*call)(aio::IoOp*), void (*done)(aio::IoOp*, int64_t)) noexcept {
     request->io.kind = aio::IoKind::call;
     request->io.call = call;
     request->io.done = done;
-    channel.context->backend().queue(&request->io);
+    queue_io(request);
 }
 
-void queue_fallocate(Channel& channel, Request* request, int32_t mode,
-                     void (*done)(aio::IoOp*, int64_t)) noexcept {
+void queue_fallocate(Request* request, int32_t mode, void (*done)(aio::IoOp*, int64_t)) noexcept {
     aio::IoOp& io = request->io;
     io.kind = aio::IoKind::fallocate;
     io.done = done;
@@ -48,7 +46,7 @@ void queue_fallocate(Channel& channel, Request* request, int32_t mode,
     io.flags = mode;
     io.offset = request->offset;
     io.length = request->length;
-    channel.context->backend().queue(&io);
+    queue_io(request);
 }
 
 const char* advice_on(int errnum) noexcept {
@@ -102,8 +100,10 @@ namespace {
 
 void start_flush(aio::Message* message);
 
-// The requests that a leader syncs for are chained through `next`; the leader's scratch holds the first.
+// The requests that a leader syncs for are chained through `next`; the leader's scratch holds the first;
+// scratch[1] of one that waits for another's flush is 1.
 void conclude(Request* request, int64_t result) noexcept {
+    if (request->scratch[1] != 0) mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
     if (result < 0) {
         finish_failed(request, static_cast<int>(-result), UINT64_MAX);
     } else {
@@ -126,10 +126,10 @@ void conclude_on_its_context(Request* request, int64_t result, const aio::AioCon
 }
 
 void flush_done(aio::IoOp* op, int64_t result) {
-    Request* leader = Request::of(op);
+    Request* leader = reaped(op);
     Channel& channel = *leader->channel;
     if (transient(result)) {
-        channel.context->backend().queue(op);
+        queue_io(leader);
         return;
     }
     FileShared& shared = *state_of(*leader).shared;
@@ -160,12 +160,14 @@ void flush_done(aio::IoOp* op, int64_t result) {
 // On the leader's context.
 void start_flush(aio::Message* message) {
     auto* leader = static_cast<Request*>(message);
+    if (leader->scratch[1] != 0) mark(*leader, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
+    leader->scratch[1] = 0;
     aio::IoOp& io = leader->io;
     io.kind = aio::IoKind::fdatasync;
     io.done = flush_done;
     io.fd = state_of(*leader).fd;
     io.file_slot = -1;
-    leader->channel->context->backend().queue(&io);
+    queue_io(leader);
 }
 
 }  // namespace
@@ -189,12 +191,14 @@ void submit_flush(Channel& channel, Request* request) noexcept {
     {
         coro::ShortLock lock(channel.executor(), shared.flush_mutex);
         if (shared.flushing) {
+            request->scratch[1] = 1;
+            mark(*request, ENGINE_MARK_WAIT, ENGINE_WAIT_DEVICE);
             shared.flushes_waiting.push(request);
             return;
         }
         shared.flushing = true;
     }
-    request->scratch[0] = 0;
+    request->scratch[0] = request->scratch[1] = 0;
     start_flush(request);
 }
 
@@ -216,9 +220,9 @@ void note_refusal(const Request& request, FileRefusal refusal) noexcept {
 }
 
 void discard_done(aio::IoOp* op, int64_t result) {
-    Request* request = Request::of(op);
+    Request* request = reaped(op);
     if (transient(result)) {
-        request->channel->context->backend().queue(op);
+        queue_io(request);
     } else if (means_unsupported(result)) {
         // Advice that cannot be taken is no error; neither is it asked for again.
         note_refusal(*request, refuses_punch);
@@ -243,18 +247,17 @@ int64_t discard_device(aio::IoOp* op) {
 }
 
 void zeroes_done(aio::IoOp* op, int64_t result) {
-    Request* request = Request::of(op);
+    Request* request = reaped(op);
     const FileState& state = state_of(*request);
     if (transient(result)) {
-        request->channel->context->backend().queue(op);
+        queue_io(request);
         return;
     }
     if (means_unsupported(result)) {
         bool punched = (op->flags & FALLOC_FL_PUNCH_HOLE) != 0;
         note_refusal(*request, punched ? refuses_punch : refuses_zero_range);
         if (punched && !refused(state, refuses_zero_range)) {
-            queue_fallocate(*request->channel, request, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-                            zeroes_done);
+            queue_fallocate(request, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, zeroes_done);
         } else {
             finish(request, -ENOTSUP);  // the request layer writes zeroes instead
         }
@@ -274,9 +277,9 @@ void submit_discard(Channel& channel, Request* request) noexcept {
     if (refused(state, refuses_punch)) {
         finish_later(request, 0);
     } else if (state.device) {
-        offload(channel, request, discard_device, discard_done);
+        offload(request, discard_device, discard_done);
     } else {
-        queue_fallocate(channel, request, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, discard_done);
+        queue_fallocate(request, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, discard_done);
     }
 }
 
@@ -289,8 +292,8 @@ void submit_write_zeroes(Channel& channel, Request* request) noexcept {
         finish_later(request, -ENOTSUP);
         return;
     }
-    queue_fallocate(channel, request,
-                    (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE, zeroes_done);
+    queue_fallocate(request, (punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE,
+                    zeroes_done);
 }
 
 // --- resize. Requests in flight are not waited for in here: a write beyond the new end would make the file
@@ -321,7 +324,7 @@ int64_t measure_device(aio::IoOp* op) {
 }
 
 void resize_done(aio::IoOp* op, int64_t result) {
-    Request* request = Request::of(op);
+    Request* request = reaped(op);
     Node& node = *request->channel->node;
     if (result >= 0) {
         node.bytes.store_relaxed(rounded(node, request->offset));
@@ -359,7 +362,7 @@ void submit_resize(Channel& channel, Request* request) noexcept {
     if (!state.device && rounded(node, request->offset) < request->scratch[0]) {
         node.bytes.store_relaxed(rounded(node, request->offset));
     }
-    offload(channel, request, state.device ? measure_device : truncate_file, resize_done);
+    offload(request, state.device ? measure_device : truncate_file, resize_done);
 }
 
 // --- block status
@@ -396,7 +399,7 @@ int64_t find_extents(aio::IoOp* op) {
 }
 
 void extents_done(aio::IoOp* op, int64_t result) {
-    Request* request = Request::of(op);
+    Request* request = reaped(op);
     if (result < 0) {
         finish_failed(request, static_cast<int>(-result), request->offset);
     } else {
@@ -423,7 +426,7 @@ int64_t copy_between_files(aio::IoOp* op) {
 }
 
 void copy_done(aio::IoOp* op, int64_t result) {
-    finish(Request::of(op), result);
+    finish(reaped(op), result);
 }
 
 }  // namespace
@@ -431,7 +434,7 @@ void copy_done(aio::IoOp* op, int64_t result) {
 void submit_block_status(Channel& channel, Request* request) noexcept {
     const auto& state = channel.node->state<FileState>();
     if (!state.device) {
-        offload(channel, request, find_extents, extents_done);
+        offload(request, find_extents, extents_done);
         return;
     }
     if (request->extent_capacity != 0) {
@@ -442,7 +445,7 @@ void submit_block_status(Channel& channel, Request* request) noexcept {
 
 void submit_copy_range(Channel& channel, Request* request) noexcept {
     if (request->source.channel->node->driver == channel.node->driver) {
-        offload(channel, request, copy_between_files, copy_done);
+        offload(request, copy_between_files, copy_done);
     } else {
         finish_later(request, -ENOTSUP);
     }

@@ -68,7 +68,7 @@ void transfer_from(Request* request, uint64_t progress) noexcept {
             io.length += first[io.iov_count++].iov_len;
         }
     }
-    request->channel->context->backend().queue(&io);
+    queue_io(request);
 }
 
 void fail_transfer(Request* request, int errnum) noexcept {
@@ -84,7 +84,7 @@ void fail_transfer(Request* request, int errnum) noexcept {
 [[gnu::noinline]] void go_on(Request* request, int64_t result) noexcept {
     if (result < 0) {
         if (transient(result)) {
-            request->channel->context->backend().queue(&request->io);
+            queue_io(request);
         } else {
             fail_transfer(request, static_cast<int>(-result));
         }
@@ -110,7 +110,7 @@ void fail_transfer(Request* request, int errnum) noexcept {
 }
 
 void transfer_done(aio::IoOp* op, int64_t result) {
-    Request* request = Request::of(op);
+    Request* request = reaped(op);
     if (ENGINE_LIKELY(result == static_cast<int64_t>(request->length))) {
         finish(request, 0);
     } else {
@@ -135,7 +135,7 @@ void submit_transfer(Channel& channel, Request* request, aio::IoKind kind) noexc
     io.iov_count = request->iov_count;
     io.offset = request->offset;
     io.length = request->length;
-    channel.context->backend().queue(&io);
+    queue_io(request);
 }
 
 }  // namespace

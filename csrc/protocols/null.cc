@@ -49,6 +49,7 @@ void fire(aio::Timer* timer) {
             return;
         }
         state->waiting.pop();
+        mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
         finish(request, request->result);
     }
 }
@@ -97,6 +98,7 @@ void null_close_channel(Channel& channel) {
     auto& own = channel.state<NullChannel>();
     request->result = result;
     request->scratch[0] = channel.context->now_ns() + state.latency_ns;
+    mark(*request, ENGINE_MARK_WAIT, ENGINE_WAIT_DEVICE);
     own.waiting.push(request);
     if (!own.timer.armed()) channel.context->timers().arm_reserved(&own.timer, request->scratch[0]);
 }
@@ -113,6 +115,7 @@ void null_submit(Channel& channel, Request* request) {
 void null_cancel(Channel& channel, Request* request) {
     auto& own = channel.state<NullChannel>();
     if (!own.waiting.remove(request)) return;
+    mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
     fail_later(request, ENGINE_ERROR_OS, ECANCELED, "node %s: %s of %lu bytes at offset %lu was cancelled",
                channel.node->control->name.c_str(), op_name(request->op), request->length, request->offset);
     if (own.waiting.empty()) channel.context->timers().cancel(&own.timer);

@@ -164,11 +164,13 @@ void BlkQueue::get_id(Slot* slot) noexcept {
 }
 
 void BlkQueue::submit(Slot* slot) noexcept {
+    if (ENGINE_UNLIKELY(call_.traces != nullptr)) slot->request.trace = call_.traces[slot->chain.head];
     block::submit(*port_, &slot->request);
 }
 
 void BlkQueue::completed(block::Request* request) noexcept {
     Slot* slot = reinterpret_cast<Slot*>(request);
+    if (ENGINE_UNLIKELY(request->trace != nullptr)) slot->queue->end_trace(*request);
     block::OpCounters& counters = slot->queue->op_[static_cast<unsigned>(request->op)];
     counters.requests.increment();
     if (ENGINE_LIKELY(request->result >= 0)) {
@@ -178,6 +180,12 @@ void BlkQueue::completed(block::Request* request) noexcept {
         counters.errors.increment();
         slot->queue->complete(slot, request->result == -ENOTSUP ? blk_unsupported : blk_ioerr);
     }
+}
+
+// From here on it is its driver's alone.
+void BlkQueue::end_trace(block::Request& request) const noexcept {
+    request.trace->add(context_, nullptr, ENGINE_MARK_COMPLETED, 0, context_.now_ns());
+    request.trace = nullptr;
 }
 
 void BlkQueue::complete(Slot* slot, BlkStatus status) noexcept {

@@ -46,6 +46,9 @@ class Disk;
 struct CallNotifier {
     void (*notify)(void* opaque) = nullptr;
     void* opaque = nullptr;
+    // Of a driver in this process that draws requests for traces: by the head of the chain, written before
+    // the chain is published and read when it is popped. Null: no guest can say anything of the kind.
+    block::Trace** traces = nullptr;
 };
 
 // On cache lines of its own, and on pairs of them: its neighbour may be served by another context.
@@ -88,6 +91,7 @@ class alignas(128) BlkQueue final : private aio::Poller {
     void range(Slot* slot, const BlkHeader& header) noexcept;
     void get_id(Slot* slot) noexcept;
     void submit(Slot* slot) noexcept;
+    void end_trace(block::Request& request) const noexcept;
     void complete(Slot* slot, BlkStatus status) noexcept;
     void break_queue(engine_error_kind kind, const char* field, const char* reason) noexcept;
     void publish() noexcept;

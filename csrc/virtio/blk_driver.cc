@@ -16,7 +16,7 @@ constexpr uint32_t elements_max = 3;  // header, data, status
 }  // namespace
 
 int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call,
-                      engine_error* error) {
+                      engine_error* error, bool traced) {
     const engine_disk_config& config = queue.disk().config();
     base::Where where{.node = queue.disk().node_name().c_str(), .operation = "attach driver"};
     // An indirect chain takes one descriptor, a direct one three.
@@ -42,6 +42,11 @@ int BlkDriver::attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, Call
     }
     arena_ = static_cast<std::byte*>(memory);
     slots_ = slots;
+    if (traced) {
+        traces_ = base::make_array<block::Trace*>(config.queue_size);
+        if (traces_ == nullptr) return base::fail(error, ENGINE_ERROR_LIMIT, ENOMEM, where, "no memory");
+        call.traces = traces_.get();
+    }
 
     DriverConfig driver{};
     driver.memory = reinterpret_cast<uint8_t*>(arena_);

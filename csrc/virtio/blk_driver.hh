@@ -16,8 +16,9 @@ class BlkDriver {
     BlkDriver& operator=(const BlkDriver&) = delete;
 
     // Any foreign thread: makes the arena for `slots` requests of up to `bytes_each` and attaches it to the
-    // queue.
-    int attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call, engine_error* error);
+    // queue. `traced`: requests may carry traces.
+    int attach(BlkQueue& queue, uint32_t slots, uint64_t bytes_each, CallNotifier call, engine_error* error,
+               bool traced = false);
     // Any foreign thread: waits for what is in flight.
     void detach() noexcept;
 
@@ -26,7 +27,8 @@ class BlkDriver {
 
     // Fills slot's header and offers its chain; the device sees it after publish(). `bytes` are of data in or
     // out; for discard and write zeroes `bytes` is the length of the range. False: the ring is broken.
-    bool add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes, uint32_t range_flags = 0) noexcept;
+    bool add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes, uint32_t range_flags = 0,
+             block::Trace* trace = nullptr) noexcept;
     void publish() noexcept {
         if (ring_.publish()) queue_->kick();
     }
@@ -68,11 +70,12 @@ class BlkDriver {
     uint64_t data_at_ = 0;
     uint64_t data_stride_ = 0;
     uint32_t slots_ = 0;
+    base::Owner<block::Trace*[]> traces_;  // by head; null: none is traced
 };
 
 // Here, so that it becomes part of whoever fills a queue.
-inline bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes,
-                           uint32_t range_flags) noexcept {
+inline bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_t bytes, uint32_t range_flags,
+                           block::Trace* trace) noexcept {
     Cell* at = cell(slot);
     const bool ranged = type == blk_discard || type == blk_write_zeroes;
     const uint64_t sector = offset / sector_bytes, at_guest = guest(at);
@@ -91,6 +94,7 @@ inline bool BlkDriver::add(uint32_t slot, BlkType type, uint64_t offset, uint64_
     }
     SharedAccess::store(&at->status, uint8_t{0xff});
     chain.writable(at_guest + offsetof(Cell, status), 1);
+    if (ENGINE_UNLIKELY(traces_ != nullptr)) traces_[ring_.next_head()] = trace;
     ring_.offer(chain, reinterpret_cast<void*>(static_cast<uintptr_t>(slot)));
     return true;
 }

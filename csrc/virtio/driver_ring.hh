@@ -164,6 +164,8 @@ class BasicDriverRing : public DriverRingBase {
         }
         return true;
     }
+    // Of the next chain that is offered.
+    uint16_t next_head() const noexcept { return free_head_; }
     // The device sees it after publish().
     void offer(Draft& draft, void* token) noexcept {
         // The last descriptor links to none.

@@ -66,6 +66,7 @@ void Generator::issue_next(uint64_t start_ns) noexcept {
     free_ = ticket.next_free;
     choose(ticket);
     ticket.start_ns = start_ns;
+    if (traces_.due()) ticket.trace = traces_.draw(context_, latency_ ? start_ns : context_.now_ns());
     in_flight_++;
     left_--;
     unsigned bucket = 31 - static_cast<unsigned>(__builtin_clz(in_flight_));
@@ -108,6 +109,7 @@ inline void Generator::refill() noexcept {
 }
 
 void Generator::completed(Ticket& ticket, int result) noexcept {
+    if (ENGINE_UNLIKELY(ticket.trace != nullptr)) end_trace(ticket, result);
     in_flight_--;
     ticket.next_free = free_;
     free_ = &ticket;
@@ -127,6 +129,11 @@ void Generator::completed(Ticket& ticket, int result) noexcept {
     } else {
         finish_if_idle();
     }
+}
+
+void Generator::end_trace(Ticket& ticket, int result) noexcept {
+    traces_.ended(ticket.trace, context_.now_ns(), result);
+    ticket.trace = nullptr;
 }
 
 // A flush, or a failure.
@@ -217,6 +224,7 @@ int Generator::prepare(engine_error* error) {
         tickets_[i].next_free = free_;
         free_ = &tickets_[i];
     }
+    traces_.set_up(config_.trace_every, config_.seed);
     if (verify_) written_.assign((blocks_ + 63) / 64, 0);
     return 0;
 }
@@ -323,6 +331,15 @@ void Generator::close() noexcept {
 
 Generator::~Generator() {
     ENGINE_CHECK(!attached_);
+}
+
+int Generator::read_traces(engine_trace* out, uint64_t capacity, uint64_t* count,
+                           uint32_t* every) const noexcept {
+    if (state_.load_acquire() == 1) return -EBUSY;
+    *count = traces_.kept();
+    *every = traces_.every();
+    traces_.read(out, capacity);
+    return 0;
 }
 
 void Generator::read_result(engine_workload_result* out) const noexcept {

@@ -12,6 +12,7 @@
 #include "base/histogram.hh"
 #include "base/random.hh"
 #include "block/graph.hh"
+#include "block/trace.hh"
 
 namespace engine::workload {
 
@@ -24,7 +25,8 @@ struct Ticket {
     uint64_t offset;
     uint32_t index;
     Kind kind;
-    bool check;  // a read of a block that this workload had written before
+    bool check;           // a read of a block that this workload had written before
+    block::Trace* trace;  // null: it was not drawn
 };
 
 class alignas(128) Generator {
@@ -41,6 +43,8 @@ class alignas(128) Generator {
     // 0, -ETIMEDOUT, or -EDEADLK on a context's thread.
     int wait(uint64_t timeout_ns) noexcept;
     void read_result(engine_workload_result* out) const noexcept;
+    // 0, or -EBUSY while it is running.
+    int read_traces(engine_trace* out, uint64_t capacity, uint64_t* count, uint32_t* every) const noexcept;
     // Foreign threads. Stops, waits, lets go of the target.
     void close() noexcept;
 
@@ -84,6 +88,7 @@ class alignas(128) Generator {
     void refill_open_loop() noexcept;
     void end_issuing() noexcept { left_ = 0; }
     void done_otherwise(const Ticket& ticket, int result) noexcept;
+    [[gnu::noinline, gnu::cold]] void end_trace(Ticket& ticket, int result) noexcept;
     [[gnu::noinline]] void verify(const Ticket& ticket) noexcept;
     [[gnu::noinline]] void finish_if_idle() noexcept;
     void fill(const Ticket& ticket) noexcept;
@@ -111,6 +116,7 @@ class alignas(128) Generator {
     std::vector<Ticket> tickets_;
     Ticket* free_ = nullptr;
     std::vector<uint64_t> written_;  // verify: a bit a block
+    block::TraceStore traces_;
     Clock end_timer_, due_timer_;
     Over over_message_;
     // --- written on the home thread, read anywhere

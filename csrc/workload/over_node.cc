@@ -47,6 +47,7 @@ class NodeGenerator final : public Generator {
     void issue(Ticket& ticket) noexcept override {
         Slot& slot = requests_[ticket.index];
         slot.ticket = &ticket;
+        slot.trace = ticket.trace;
         slot.op = ticket.kind == Kind::read    ? block::Op::read
                   : ticket.kind == Kind::write ? block::Op::write
                                                : block::Op::flush;

@@ -22,7 +22,8 @@ class QueueGenerator final : public Generator, private aio::Poller {
         call_ = new aio::BottomHalf(context_, [](void*) {}, nullptr);
         virtio::CallNotifier notifier{[](void* opaque) { static_cast<aio::BottomHalf*>(opaque)->schedule(); },
                                       call_};
-        int result = driver_.attach(*queue_, config_.iodepth, config_.block_size, notifier, error);
+        int result = driver_.attach(*queue_, config_.iodepth, config_.block_size, notifier, error,
+                                    config_.trace_every != 0);
         if (result != 0) aio::BottomHalf::destroy(call_);
         return result;
     }
@@ -36,7 +37,7 @@ class QueueGenerator final : public Generator, private aio::Poller {
                     : ticket.kind == Kind::write ? virtio::blk_out
                                                  : virtio::blk_flush;
         bool added = driver_.add(ticket.index, type, ticket.offset,
-                                 ticket.kind == Kind::flush ? 0 : config_.block_size);
+                                 ticket.kind == Kind::flush ? 0 : config_.block_size, 0, ticket.trace);
         ENGINE_CHECK(added);  // there is a descriptor for every ticket
     }
     void issued() noexcept override { driver_.publish(); }

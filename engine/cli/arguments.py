@@ -212,6 +212,10 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("result", metavar="RESULT", help="a result, or its folder")
     parser.add_argument("-o", "--output", metavar="FILE", help="the page (report.html beside the result)")
     parser.add_argument("--svg", metavar="DIR", help="also each picture by itself, there")
+    parser.add_argument(
+        "--perfetto", metavar="FILE", help="also the traces, for ui.perfetto.dev (experiments with run.trace)"
+    )
+    parser.add_argument("--point", type=_number(0), metavar="N", help="the traces of this point, from 0")
 
 
 def _run_report(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.experiment.results import load_results
 from engine.report.page import page
+from engine.report.perfetto import perfetto
 from engine.report.picture import draw
 from engine.report.pictures import charts
 
@@ -25,4 +26,7 @@ def run(arguments: Namespace) -> int:
             path = folder / f"picture-{number}.svg"
             path.write_text(picture, encoding="utf-8")
             print(f"picture  {path}")
+    if arguments.perfetto:
+        Path(arguments.perfetto).write_bytes(perfetto(results.data, arguments.point))
+        print(f"traces   {arguments.perfetto}   (open it at https://ui.perfetto.dev)")
     return 0

@@ -22,7 +22,7 @@ from engine.experiment.model import (
     Setup,
     WorkloadSpec,
 )
-from engine.experiment.options import check_options
+from engine.experiment.options import check_options, references
 from engine.experiment.positions import key_lines
 from engine.experiment.schema import FREE, NAMED, SECTIONS, SINGLE, Key
 
@@ -225,6 +225,7 @@ class _Resolver:
             run["warmup"],
             run["allow_holes"],
             run["sample"],
+            run["trace"],
         )
         for workload in workloads:
             have = len(setup.serving_contexts(workload))
@@ -276,22 +277,34 @@ class _Resolver:
         users += [(w.node, ("workload", w.name, "node")) for w in workloads if w.node is not None]
         by_device = {device.name: device.node for device in devices}
         written = {by_device.get(w.device or "", w.node) for w in workloads if w.writes}
-        found: dict[str, NodeSpec] = {}
+        found: dict[str, NodeSpec | None] = {}
         for name, user in users:
-            if name in found:
-                continue
-            table = self.tables["blockdev"].get(name)
-            if table is None:
-                known = tuple(self.tables["blockdev"])
-                raise self.error(user, _unknown("blockdev in this file", name, known))
-            if wrong := check_options(table):
-                option, message = wrong
-                raise self.error(("blockdev", name, option) if option else ("blockdev", name), message)
-            options = dict(table)
-            options.setdefault("node-name", name)
-            options.setdefault("read-only", name not in written)
-            found[name] = NodeSpec(name, options)
-        return tuple(found.values())
+            self.add_node(name, user, name in written, found)
+        return tuple(node for node in found.values() if node is not None)
+
+    def add_node(
+        self, name: str, user: tuple[str, ...], written: bool, found: dict[str, NodeSpec | None]
+    ) -> None:
+        """With what it stands on before it. None in `found`: it is being looked at."""
+        if name in found:
+            if found[name] is None:
+                raise self.error(user, f"node {name!r} would stand on itself")
+            return
+        table = self.tables["blockdev"].get(name)
+        if table is None:
+            raise self.error(user, _unknown("blockdev in this file", name, tuple(self.tables["blockdev"])))
+        if wrong := check_options(table):
+            option, message = wrong
+            raise self.error(("blockdev", name, option) if option else ("blockdev", name), message)
+        found[name] = None
+        below = list(references(table))
+        for key, other in below:
+            self.add_node(other, ("blockdev", name, key), written, found)
+        del found[name]  # it comes after them
+        options = dict(table)
+        options.setdefault("node-name", name)
+        options.setdefault("read-only", not written)
+        found[name] = NodeSpec(name, options, tuple(other for _, other in below))
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

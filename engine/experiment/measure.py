@@ -18,9 +18,11 @@ from engine.experiment.errors import UserError
 from engine.experiment.host import ProcessUsage, check_cpus
 from engine.experiment.model import ContextSpec, Generator, Setup, WorkloadSpec
 from engine.experiment.series import Sampler
+from engine.experiment.stages import of_process
 
 if TYPE_CHECKING:
     from engine import AioContext, BlockNode, Engine, VirtioBlk, Workload
+    from engine.trace import Traces
 
 # Statistics that are a state, not a count: reported as they are at the end.
 _LEVELS = {"poll_current_ns", "in_flight", "broken", "channels"}
@@ -35,6 +37,7 @@ class Rig:
         self.process = process
         self.interrupted = False
         self._slices: list[dict[str, Any]] = []
+        self._traces: dict[str, list[Traces]] = {}  # by workload
         self.contexts: dict[str, AioContext] = {}
         self.nodes: dict[str, BlockNode] = {}
         self.devices: dict[str, VirtioBlk] = {}
@@ -81,13 +84,12 @@ class Rig:
         for spec in setup.contexts:
             if spec.name in used:
                 self.contexts[spec.name] = self._add_context(opened, spec)
-        needed = {setup.node_of(g.workload) for g in self.generators}
-        for node in setup.nodes:
-            if node.name in needed:
-                self.nodes[node.name] = opened.open(**node.options)
-                self._stack.callback(self.nodes[node.name].close)
-                if not setup.allow_holes:
-                    refuse_holes(self.nodes[node.name], node.filename or node.name)
+        worked_on = {setup.node_of(g.workload) for g in self.generators}
+        for node in setup.nodes_for(worked_on):
+            self.nodes[node.name] = opened.open(**node.options)
+            self._stack.callback(self.nodes[node.name].close)
+            if node.name in worked_on and not setup.allow_holes:
+                refuse_holes(self.nodes[node.name], node.filename or node.name)
         for device in setup.devices:
             queues = device.queues[self.process :: setup.processes]
             writes = any(w.writes for w in setup.workloads if w.device == device.name)
@@ -138,6 +140,7 @@ class Rig:
             flush_every=spec.flush_every,
             latency=spec.latency,
             verify=spec.verify,
+            trace=0 if warmup else self.setup.trace,
             context=self.contexts[home] if home else None,
         )
 
@@ -162,7 +165,7 @@ class Rig:
         if gate is not None:
             gate()
         before, usage, started = self._counters(), ProcessUsage.now(), engine.now_ns()
-        results = self._drive(workloads, self.setup.sample)
+        results = self._drive(workloads, measured=True)
         used, ended = ProcessUsage.now().since(usage), engine.now_ns()
         after = self._counters()
         return {
@@ -173,6 +176,7 @@ class Rig:
             "cpu": dataclasses.asdict(used),
             "generators": results,
             "slices": self._slices,
+            "traces": of_process(self.engine, self.nodes.values(), self._traces),
             "contexts": [
                 {**place, "stats": _difference(before[place["name"]], after[place["name"]])}
                 for place in self.placement()
@@ -182,14 +186,14 @@ class Rig:
             "locks": self._locks(before),
         }
 
-    def _drive(self, workloads: list[Workload], sample: float = 0.0) -> list[dict[str, Any]]:
+    def _drive(self, workloads: list[Workload], measured: bool = False) -> list[dict[str, Any]]:
         """Starts all, waits for all; returns the results. Ctrl-C stops them and keeps what they have done."""
         try:
             try:
                 for workload in workloads:
                     workload.start()
-                if sample:
-                    self._watch(workloads, sample)
+                if measured and self.setup.sample:
+                    self._watch(workloads, self.setup.sample)
                 for workload in workloads:
                     workload.wait()
             except KeyboardInterrupt:
@@ -198,10 +202,16 @@ class Rig:
                     workload.stop()
                 for workload in workloads:
                     workload.wait()
+            if measured and self.setup.trace:
+                self._keep_traces(workloads)
             return [_result(g, w) for g, w in zip(self.generators, workloads, strict=True)]
         finally:
             for workload in workloads:
                 workload.close()
+
+    def _keep_traces(self, workloads: list[Workload]) -> None:
+        for generator, workload in zip(self.generators, workloads, strict=True):
+            self._traces.setdefault(generator.workload.name, []).append(workload.traces())
 
     def _watch(self, workloads: list[Workload], sample: float) -> None:
         """Until they are over: what they do in each slice of time."""

@@ -7,7 +7,7 @@ result file states.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ class ContextSpec:
 class NodeSpec:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of the block layer
+    below: tuple[str, ...] = ()  # the nodes that it stands on by their names
 
     @property
     def filename(self) -> str | None:
@@ -115,9 +116,18 @@ class Setup:
     warmup: float = 0.0  # seconds, not measured
     allow_holes: bool = False
     sample: float = 1.0  # seconds of a slice of the series; 0: none is kept
+    trace: int = 0  # one request in so many; 0: none
 
     def device(self, name: str) -> DeviceSpec:
         return next(device for device in self.devices if device.name == name)
+
+    def nodes_for(self, names: Iterable[str]) -> list[NodeSpec]:
+        """These and what they stand on, in the order of opening."""
+        wanted = set(names)
+        for node in reversed(self.nodes):  # what is below comes before
+            if node.name in wanted:
+                wanted.update(node.below)
+        return [node for node in self.nodes if node.name in wanted]
 
     def node_of(self, workload: WorkloadSpec) -> str:
         return self.device(workload.device).node if workload.device else str(workload.node)
@@ -154,13 +164,14 @@ class Setup:
         return cls(
             EngineSpec(**data["engine"]),
             tuple(ContextSpec(**_tuples(item, "cpus")) for item in data["contexts"]),
-            tuple(NodeSpec(**item) for item in data["nodes"]),
+            tuple(NodeSpec(**_tuples(item, "below")) for item in data["nodes"]),
             tuple(DeviceSpec(**_tuples(item, "queues")) for item in data["devices"]),
             tuple(WorkloadSpec(**_tuples(item, "contexts", "generators")) for item in data["workloads"]),
             data["processes"],
             data["warmup"],
             data["allow_holes"],
             data["sample"],
+            data.get("trace", 0),
         )
 
 

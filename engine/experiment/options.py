@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _ALIASES = {"null-co": "null", "null-aio": "null"}  # as QEMU names it
@@ -20,6 +20,19 @@ def check_options(options: Mapping[str, Any]) -> tuple[str, str] | None:
     return _check(options, "")
 
 
+def references(options: Mapping[str, Any], prefix: str = "", default: str = "") -> Iterator[tuple[str, str]]:
+    """Of options that are well: the keys of children that are given as the name of a node, and the names."""
+    import engine
+
+    name = str(options.get(prefix + "driver", default))
+    for role in engine.drivers()[_ALIASES.get(name, name)].children:
+        key = prefix + role
+        if isinstance(options.get(key), str):
+            yield key, str(options[key])
+        elif any(other.startswith(key + ".") for other in options):
+            yield from references(options, key + ".", "file")
+
+
 def _check(options: Mapping[str, Any], prefix: str, default: str | None = None) -> tuple[str, str] | None:
     import engine
 
@@ -31,15 +44,16 @@ def _check(options: Mapping[str, Any], prefix: str, default: str | None = None) 
     if driver is None:
         return prefix + "driver", f"this build has no driver {name!r}; it has {', '.join(drivers)}"
     known = {"driver", "node-name", *(option.key for option in driver.options)}
-    child = prefix + "file"
-    below = driver.layer != "protocol"  # a format or filter stands on a `file`, described or named
-    if below:
-        known |= {"file", *(option.key for option in drivers["file"].options)}
+    known |= set(driver.children)  # a node by its name, or its options below that
+    if driver.children:  # what is not its own is its file's
+        known |= {option.key for option in drivers["file"].options}
     for key in options:
         own = key.removeprefix(prefix)
-        if not key.startswith(prefix) or own in known or (below and key.startswith(child + ".")):
+        if not key.startswith(prefix) or own in known or own.partition(".")[0] in driver.children:
             continue
         return key, f"driver {name!r} has no option {own!r}; it has {', '.join(sorted(known))}"
-    if below and any(key.startswith(child + ".") for key in options):
-        return _check(options, child + ".", "file")
+    for role in driver.children:
+        child = f"{prefix}{role}."
+        if any(key.startswith(child) for key in options) and (wrong := _check(options, child, "file")):
+            return wrong
     return None

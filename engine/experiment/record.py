@@ -66,6 +66,7 @@ def make_record(
             "locks": locks,
             "series": slices,
             "settled": settled(slices),
+            "traces": _traces(parts),
             "processes": setup.processes,
             "clock": engine.clock_name(),
             "steal_percent": round(load.steal_percent, 3),
@@ -188,6 +189,13 @@ def _context(context: Mapping[str, Any]) -> dict[str, Any]:
         "poll_success": ratio("poll_successes", "poll_attempts"),
     }
     return {**context, "batches": batches}
+
+
+def _traces(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the first process that has some: the others do the same."""
+    return next(
+        (dict(part["traces"]) for part in parts if part["traces"]["jobs"]), {"jobs": [], "examples": []}
+    )
 
 
 def _generator(generator: Mapping[str, Any]) -> dict[str, Any]:

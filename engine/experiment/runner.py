@@ -166,12 +166,15 @@ def run_plan(result: Result, observer: Observer) -> None:
 
 
 def _run(point: Point, repetition: int, attempt: int) -> dict[str, Any]:
+    of_point = f"{point.title}: " if point.title else ""
     try:
         record = run_point(point.setup)
     except UserError as error:
-        raise UserError(f"{point.title}: {error}") from None
+        raise UserError(f"{of_point}{error}") from None
+    if repetition:
+        record["engine"]["traces"]["examples"] = []  # those of the first one are enough to look at
     if failed := failures(record):
-        raise UserError(f"{point.title}: {failed[0]}")
+        raise UserError(f"{of_point}{failed[0]}")
     return {
         "point": point.index,
         "repetition": repetition,

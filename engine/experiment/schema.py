@@ -108,6 +108,7 @@ SINGLE: Mapping[str, Mapping[str, Key]] = {
         "warmup": Key("time", 0.0),
         "allow-holes": Key("bool", False),
         "sample": Key("time", 1.0),
+        "trace": Key("int", 0),
     },
     "target": {
         "latency": Key("time", 0.0),

@@ -116,6 +116,15 @@ def test_instructions_of_a_filter() -> None:
     assert (counts[8] - counts[0]) / 8 < FILTER_INSTRUCTIONS_MAX
 
 
+@pytest.mark.parametrize("via", ["node", "queue"])
+def test_instructions_of_tracing(via: str) -> None:
+    """One request in a hundred costs less than 3 %."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("no valgrind")
+    plain, traced = (instructions_each(via, "64", *target, count=50_000) for target in ((), ("trace=100",)))
+    assert plain < traced < 1.03 * plain
+
+
 # ---- system calls ----
 
 

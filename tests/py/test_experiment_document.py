@@ -6,6 +6,7 @@ import pytest
 
 from engine.experiment.document import Document, Override
 from engine.experiment.errors import DocumentError
+from engine.experiment.model import Setup
 from engine.experiment.positions import key_lines
 
 GOOD = """\
@@ -206,3 +207,54 @@ i = 4
 def test_key_lines_survives_any_valid_escape() -> None:
     text = 'a = "\\"#"\nb = """\\\n  x"""""\nc = \'\\\'\nd = 1\n'
     assert key_lines(text) == {("a",): 1, ("b",): 2, ("c",): 4, ("d",): 5}
+
+
+LAYERED = """\
+[context.io0]
+[blockdev.base]
+driver = "null"
+[blockdev.scratch]
+driver = "memory"
+[blockdev.slow]
+driver = "delay"
+read = "20us"
+file = "base"
+[blockdev.unused]
+driver = "null"
+[blockdev.top]
+driver = "overlay"
+backing = "slow"
+file.driver = "passthrough"
+file.file = "scratch"
+[workload.w]
+node = "top"
+contexts = ["io0"]
+rw = "randrw"
+count = 1
+"""
+
+
+def test_nodes_may_stand_on_others_by_their_names() -> None:
+    setup = Document("a.toml", LAYERED).setup()
+    assert [node.name for node in setup.nodes] == ["base", "slow", "scratch", "top"]
+    assert setup.nodes[-1].below == ("slow", "scratch")
+    assert [node.name for node in setup.nodes_for(["slow"])] == ["base", "slow"]
+    assert Setup.from_json(setup.to_json()) == setup
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "key", "words"),
+    [
+        (9, 'file = "bass"', "blockdev.slow.file", "did you mean 'base'"),
+        (9, 'file = "top"', "blockdev.top.backing", "node 'slow' would stand on itself"),
+        (14, 'backing.driver = "nul"', "blockdev.top.backing.driver", "no driver 'nul'"),
+        (14, 'base = "slow"', "blockdev.top.base", "no option 'base'"),
+        (16, 'file.files = "scratch"', "blockdev.top.file.files", "no option 'files'"),
+    ],
+)
+def test_what_nodes_stand_on_is_looked_at(line: int, text: str, key: str, words: str) -> None:
+    lines = LAYERED.splitlines()
+    lines[line - 1] = text
+    error = refuse("\n".join(lines))
+    assert key in str(error)
+    assert words in str(error)

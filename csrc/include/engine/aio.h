@@ -81,6 +81,8 @@ typedef struct engine_context_info {
     uint64_t involuntary_switches;
     uint64_t cpu_user_ns;              /* of the thread alone */
     uint64_t cpu_system_ns;
+    uint32_t id;                       /* of the context in traces */
+    uint32_t reserved0;
 } engine_context_info;
 
 typedef struct engine_context_stats {

@@ -64,6 +64,8 @@ typedef struct engine_driver_info {
 ENGINE_API uint32_t engine_driver_count(void);
 ENGINE_API int engine_driver_get(uint32_t index, engine_driver_info *info);
 ENGINE_API int engine_driver_get_option(uint32_t driver, uint32_t index, engine_option_info *info);
+/* The role of a child that nodes of this driver have, under which its options stand ("file"); NULL: no more. */
+ENGINE_API const char *engine_driver_get_role(uint32_t driver, uint32_t index);
 
 typedef struct engine_node_info {
     uint32_t size;
@@ -79,6 +81,7 @@ typedef struct engine_node_info {
     uint32_t user_count;
     uint32_t ops;               /* bit 1 << engine_op for each operation that works without emulation */
     uint32_t holes;             /* 1: block status of this driver tells data from holes */
+    uint64_t id;                /* of the node in traces */
 } engine_node_info;
 
 typedef struct engine_op_stats {

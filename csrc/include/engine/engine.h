@@ -10,6 +10,7 @@
 #include <engine/job.h>
 #include <engine/log.h>
 #include <engine/queue.h>
+#include <engine/trace.h>
 #include <engine/workload.h>
 
 #endif

@@ -3,6 +3,7 @@
 #define ENGINE_WORKLOAD_H
 
 #include <engine/queue.h>
+#include <engine/trace.h>
 
 ENGINE_BEGIN_DECLS
 
@@ -28,7 +29,7 @@ typedef struct engine_workload_config {
     uint64_t offset;          /* of the range worked on, bytes */
     uint64_t length;          /* 0: to the end */
     uint32_t flush_every;     /* a flush after that many writes; 0: never */
-    uint32_t reserved0;
+    uint32_t trace_every;     /* one request in so many is traced; 0: none */
     engine_user_t *user;      /* either a user of a node … */
     engine_queue_t *queue;    /* … or a virtqueue */
     engine_context_t *context; /* where the generator runs; NULL: with its queue, or main */
@@ -61,6 +62,11 @@ ENGINE_API int engine_workload_stop(engine_workload_t *workload);
 /* 0 when it is over, -ETIMEDOUT after timeout_ns (UINT64_MAX: no limit), -EDEADLK on a context's thread. */
 ENGINE_API int engine_workload_wait(engine_workload_t *workload, uint64_t timeout_ns);
 ENGINE_API int engine_workload_get_result(engine_workload_t *workload, engine_workload_result *result);
+/* Of one that is not running: its traces, the latest first, evenly drawn from beginning to end; of more than
+ * a bounded number it keeps fewer, and `every` says how many requests there were for each. Writes at most
+ * `capacity` of them, and to `count` how many there are. -EBUSY while it is running. */
+ENGINE_API int engine_workload_get_traces(engine_workload_t *workload, engine_trace *traces, uint64_t capacity,
+                                          uint64_t *count, uint32_t *every);
 /* Stops, waits, frees. */
 ENGINE_API int engine_workload_close(engine_workload_t *workload);
 

@@ -67,6 +67,7 @@ class AioContext final : public coro::Executor {
     bool on_home() const noexcept { return current() == this; }
     bool winding_up() const noexcept { return stopping_; }
     uint64_t next_request_id() noexcept { return ++last_request_; }
+    uint16_t number() const noexcept { return 1; }
 
     TimerHeap& timers() noexcept { return timers_; }
     int arm(Timer* timer, uint64_t deadline_ns) noexcept override {
