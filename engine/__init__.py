@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from engine.node import BlockNode, BlockUser, NodeInfo, NodeStats, PauseStats
     from engine.options import DriverInfo, OptionInfo, drivers
     from engine.queue import QueueStats, VirtioBlk, VirtQueue
+    from engine.replay import Recording
     from engine.stats import LockInfo, OpStats
     from engine.trace import Trace, Traces
     from engine.units import parse_size, parse_time_ns
@@ -80,6 +81,7 @@ __all__ = [
     "PauseStats",
     "ProbeResult",
     "QueueStats",
+    "Recording",
     "RefusedByPolicy",
     "Results",
     "Timer",
@@ -133,6 +135,7 @@ _MODULES = {
     "node": ("BlockNode", "BlockUser", "NodeInfo", "NodeStats", "PauseStats"),
     "options": ("DriverInfo", "OptionInfo", "drivers"),
     "queue": ("QueueStats", "VirtQueue", "VirtioBlk"),
+    "replay": ("Recording",),
     "stats": ("LockInfo", "OpStats"),
     "trace": ("Trace", "Traces"),
     "units": ("parse_size", "parse_time_ns"),

@@ -22,6 +22,7 @@ from engine.errors import invalid
 from engine.node import BlockNode, BlockUser
 from engine.options import NativeOptions, flatten
 from engine.queue import MAX_QUEUE_SIZE, MAX_QUEUES, SERIAL_BYTES, VirtioBlk, VirtQueue, make_disk
+from engine.replay import Recording, recording_of
 from engine.stats import LockInfo, lock_info
 from engine.workload import Workload, make_workload
 
@@ -299,7 +300,7 @@ class Engine(Owner):
         self,
         target: BlockNode | BlockUser | VirtQueue,
         *,
-        rw: str,
+        rw: str | None = None,
         bs: int | str = 4096,
         iodepth: int = 64,
         count: int = 0,
@@ -314,6 +315,10 @@ class Engine(Owner):
         verify: bool = False,
         trace: int = 0,
         context: AioContext | str | None = None,
+        replay: Recording | str | os.PathLike[str] | None = None,
+        replay_speed: float | str | None = None,
+        replay_wrap: bool = False,
+        replay_share: tuple[int, int] = (0, 1),
     ) -> Workload:
         """A stream of requests over a node, a user of one, or a virtqueue; `start()` sets it going.
 
@@ -325,7 +330,14 @@ class Engine(Owner):
         writes carry a pattern, and reads of what was written are checked. trace: one request in so many is
         traced, 0 none; see `Workload.traces`. context: where it runs; None: with its queue, or main. Sizes
         and times may be texts: "4k", "5s".
+
+        replay: in place of rw and bs, operations that were recorded, once, or the path of such a recording.
+        replay_speed: 1.0 is at the recorded times (the default where there are any), latency counting from
+        the intended start; 2.0 twice as fast; "max" as fast as iodepth allows. replay_wrap: what lies beyond
+        the end starts over; else it is refused. replay_share: (i, n): each n-th operation from number i on,
+        for n workloads that share a recording.
         """
+        recording = None if replay is None else recording_of(replay)
         config = workloads.configure(
             rw=rw,
             bs=bs,
@@ -341,13 +353,17 @@ class Engine(Owner):
             latency=latency,
             verify=verify,
             trace=trace,
+            replay=recording is not None,
         )
         self._own(target, "target")
+        if recording is not None:
+            recording.fit(config, target, replay_speed, replay_wrap, replay_share)
         home = self._context_handle(context)
         if isinstance(target, VirtQueue):
             handle = target._handle
         else:
-            handle = target._user(writing=config.read_percent < 100)
+            writing = config.read_percent < 100 if recording is None else recording.writes
+            handle = target._user(writing=writing)
         with ExitStack() as stack:
             for owner in (self._handle, handle, *((home,) if home else ())):
                 stack.enter_context(owner.in_use())
@@ -357,7 +373,7 @@ class Engine(Owner):
                 config.user = handle.check()
             if home:
                 config.context = home.check()
-            return make_workload(self, config, target, f"{rw} over {handle.label}")
+            return make_workload(self, config, target, f"{rw or 'replay'} over {handle.label}", recording)
 
     def copy(
         self,

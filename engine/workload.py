@@ -58,6 +58,10 @@ class WorkloadResult:
     depth: list[int]  # requests submitted at depth 1, 2, 4, 8, 16, 32, 64, and 128 or more (by the floor)
     read_latency: Histogram  # empty without `latency`
     write_latency: Histogram
+    discards: int
+    bytes_discarded: int
+    flush_latency: Histogram
+    discard_latency: Histogram
 
     @property
     def seconds(self) -> float:
@@ -134,6 +138,9 @@ class Workload(Owner):
             depth=list(native.depth),
             read_latency=Histogram.from_native(native.latency_ns[0]),
             write_latency=Histogram.from_native(native.latency_ns[1]),
+            bytes_discarded=native.discard_bytes,
+            flush_latency=Histogram.from_native(native.flush_latency_ns),
+            discard_latency=Histogram.from_native(native.discard_latency_ns),
         )
 
     def traces(self) -> Traces:
@@ -154,7 +161,7 @@ class Workload(Owner):
 
 def configure(
     *,
-    rw: str,
+    rw: str | None,
     bs: int | str,
     iodepth: int,
     count: int,
@@ -167,9 +174,13 @@ def configure(
     flush_every: int,
     latency: bool,
     verify: bool,
-    trace: int,
+    trace: int = 0,
+    replay: bool = False,
 ) -> Any:
-    """An `engine_workload_config` from checked arguments, without target and context."""
+    """An `engine_workload_config` from checked arguments, without target, context and recording."""
+    if replay:
+        _refuse_beside_replay(rw, rate_iops, flush_every, verify)
+        rw = "read"
     if rw not in PATTERNS:
         raise invalid(f"rw: {rw!r} is not one of {', '.join(PATTERNS)}", "rw")
     config = struct("engine_workload_config")
@@ -179,7 +190,7 @@ def configure(
     config.iodepth = integer(iodepth, "iodepth", 1, MAX_IODEPTH)
     config.count = integer(count, "count")
     config.runtime_ns = _runtime_ns(runtime)
-    if not config.count and not config.runtime_ns:
+    if not config.count and not config.runtime_ns and not replay:
         raise invalid("count, runtime: one of them must be given, or it would never end", "runtime")
     config.rate_iops = integer(rate_iops, "rate_iops", high=10**9)
     config.seed = integer(seed, "seed", high=2**64 - 1)
@@ -190,6 +201,13 @@ def configure(
     config.flags = 0 if latency else lib.ENGINE_WORKLOAD_NO_LATENCY
     config.flags |= lib.ENGINE_WORKLOAD_VERIFY if verify else 0
     return config
+
+
+def _refuse_beside_replay(rw: str | None, rate_iops: int, flush_every: int, verify: bool) -> None:
+    given = {"rw": rw, "rate_iops": rate_iops, "flush_every": flush_every, "verify": verify}
+    for name, value in given.items():
+        if value:
+            raise invalid(f"{name}: does not go with replay, which says what is done and when", name)
 
 
 def _size(value: int | str) -> int:
@@ -204,8 +222,9 @@ def _runtime_ns(runtime: float | str) -> int:
     return int(runtime * 1e9)
 
 
-def make_workload(engine: Engine, config: Any, target: object, label: str) -> Workload:
-    """What `Engine.workload` does once target and context are set. Under `in_use()` of both."""
+def make_workload(engine: Engine, config: Any, target: object, label: str, keep: object = None) -> Workload:
+    """What `Engine.workload` does once target and context are set. Under `in_use()` of both. `keep`: what the
+    configuration points to."""
     instance = engine._handle.check()
     handle = Handle.make(
         "engine_workload_t",
@@ -215,4 +234,5 @@ def make_workload(engine: Engine, config: Any, target: object, label: str) -> Wo
         engine._handle,
         with_error=False,
     )
+    handle.keep = keep
     return Workload(engine, target, handle)

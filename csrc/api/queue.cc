@@ -183,6 +183,7 @@ int check_workload(const engine_workload_config& config, engine_error* error) {
     uint32_t unit = config.queue != nullptr ? 512 : 1;
     bool verify = (config.flags & ENGINE_WORKLOAD_VERIFY) != 0;
     if (verify) unit = 512;
+    if (config.ops != nullptr) return workload::Replay::check(config, error);
     if (config.block_size == 0 || config.block_size % unit != 0 || config.block_size > (1u << 30)) {
         return invalid("block_size", "1 byte to 1 GiB; multiples of 512 on a queue or with verify",
                        config.block_size);

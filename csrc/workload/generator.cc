@@ -14,7 +14,8 @@ Generator::Generator(Instance& engine, const engine_workload_config& config, aio
     : engine_(engine), config_(config), context_(context), random_(mix(config.seed + 1)) {
     latency_ = (config.flags & ENGINE_WORKLOAD_NO_LATENCY) == 0;
     verify_ = (config.flags & ENGINE_WORKLOAD_VERIFY) != 0;
-    open_loop_ = config.rate_iops != 0;
+    sized_ = config.ops != nullptr;
+    open_loop_ = config.rate_iops != 0 || (sized_ && config.replay_speed_ppm != 0);
     end_timer_.generator = due_timer_.generator = this;
     end_timer_.fire = [](aio::Timer* timer) {
         Generator* self = static_cast<Clock*>(timer)->generator;
@@ -40,7 +41,8 @@ void Generator::choose(Ticket& ticket) noexcept {
     if (config_.flush_every != 0 && writes_since_flush_ >= config_.flush_every) {
         writes_since_flush_ = 0;
         ticket.kind = Kind::flush;
-        ticket.offset = 0;
+        ticket.offset = ticket.length = 0;
+        ticket.check = false;
         return;
     }
     uint64_t block;
@@ -54,6 +56,7 @@ void Generator::choose(Ticket& ticket) noexcept {
                 (config_.read_percent != 0 && random_.below(100) < config_.read_percent);
     ticket.kind = read ? Kind::read : Kind::write;
     ticket.offset = (first_block_ + block) * config_.block_size;
+    ticket.length = config_.block_size;
     if (ENGINE_UNLIKELY(verify_)) {
         ticket.check = read && was_written(ticket.offset);
         if (!read) fill(ticket);
@@ -64,7 +67,11 @@ void Generator::choose(Ticket& ticket) noexcept {
 void Generator::issue_next(uint64_t start_ns) noexcept {
     Ticket& ticket = *free_;
     free_ = ticket.next_free;
-    choose(ticket);
+    if (ENGINE_UNLIKELY(sized_)) {
+        replay_.take(ticket);
+    } else {
+        choose(ticket);
+    }
     ticket.start_ns = start_ns;
     if (traces_.due()) ticket.trace = traces_.draw(context_, latency_ ? start_ns : context_.now_ns());
     in_flight_++;
@@ -74,17 +81,18 @@ void Generator::issue_next(uint64_t start_ns) noexcept {
     issue(ticket);
 }
 
-// The k-th request's intended start.
-uint64_t Generator::start_of_due(uint64_t number) const noexcept {
+// The next request's intended start.
+uint64_t Generator::start_of_due() const noexcept {
+    if (sized_) return started_ns_.get() + replay_.due_ns();
     return started_ns_.get() +
-           static_cast<uint64_t>(static_cast<unsigned __int128>(number) * 1000000000u / config_.rate_iops);
+           static_cast<uint64_t>(static_cast<unsigned __int128>(due_) * 1000000000u / config_.rate_iops);
 }
 
 void Generator::refill_open_loop() noexcept {
     uint64_t now_ns = context_.now_ns();
     bool late = full_;  // then whatever is due by now had to wait for a ticket
     while (left_ != 0) {
-        uint64_t start_ns = start_of_due(due_);
+        uint64_t start_ns = start_of_due();
         if (start_ns > now_ns) {
             if (free_ != nullptr) full_ = false;
             context_.timers().arm_reserved(&due_timer_, start_ns);
@@ -113,16 +121,17 @@ void Generator::completed(Ticket& ticket, int result) noexcept {
     in_flight_--;
     ticket.next_free = free_;
     free_ = &ticket;
-    if (ENGINE_LIKELY(result >= 0 && ticket.kind != Kind::flush)) {
-        Way& way = ways_[ticket.kind == Kind::read ? 0 : 1];
+    if (ENGINE_LIKELY(result >= 0)) {
+        Way& way = ways_[static_cast<unsigned>(ticket.kind)];
         if (latency_) {
             uint64_t now_ns = context_.now_ns();
             way.latency_ns.record(now_ns > ticket.start_ns ? now_ns - ticket.start_ns : 0);
         }
         way.requests.increment();
+        if (ENGINE_UNLIKELY(sized_)) way.bytes.add(ticket.length);
         if (ENGINE_UNLIKELY(verify_)) verify(ticket);
     } else {
-        done_otherwise(ticket, result);
+        failed(ticket, result);
     }
     if (ENGINE_LIKELY(left_ != 0)) {
         refill();
@@ -136,12 +145,7 @@ void Generator::end_trace(Ticket& ticket, int result) noexcept {
     ticket.trace = nullptr;
 }
 
-// A flush, or a failure.
-void Generator::done_otherwise(const Ticket& ticket, int result) noexcept {
-    if (result >= 0) {
-        flushes_.increment();
-        return;
-    }
+void Generator::failed(const Ticket& ticket, int result) noexcept {
     if (errors_.get() == 0) {
         error_errnum_.set(static_cast<uint64_t>(-result));
         error_offset_.set(ticket.offset);
@@ -203,6 +207,12 @@ int Generator::prepare(engine_error* error) {
     if (int result = block::attached_to(user(), &target, error); result != 0) return result;
     uint64_t bytes = target.bytes;
     base::Where where{.node = target.name.c_str(), .operation = "workload"};
+    if (sized_) {
+        uint32_t unit = config_.queue != nullptr ? 512 : 1;
+        if (int result = replay_.prepare(&config_, bytes, unit, where, error); result != 0) return result;
+        make_tickets(replay_.own());
+        return 0;
+    }
     uint64_t length =
         config_.length == 0 && config_.offset <= bytes ? bytes - config_.offset : config_.length;
     if (config_.offset > bytes || length > bytes - config_.offset || length < config_.block_size ||
@@ -216,7 +226,15 @@ int Generator::prepare(engine_error* error) {
     }
     first_block_ = config_.offset / config_.block_size;
     blocks_ = length / config_.block_size;
-    left_ = config_.count == 0 ? UINT64_MAX : config_.count;
+    if (verify_) written_.assign((blocks_ + 63) / 64, 0);
+    make_tickets(UINT64_MAX);
+    return 0;
+}
+
+// `most`: requests that there are.
+void Generator::make_tickets(uint64_t most) {
+    left_ = config_.count == 0 || config_.count > most ? most : config_.count;
+    traces_.set_up(config_.trace_every, config_.seed);
     tickets_.resize(config_.iodepth);
     for (uint32_t i = config_.iodepth; i-- > 0;) {
         tickets_[i] = {};
@@ -224,9 +242,6 @@ int Generator::prepare(engine_error* error) {
         tickets_[i].next_free = free_;
         free_ = &tickets_[i];
     }
-    traces_.set_up(config_.trace_every, config_.seed);
-    if (verify_) written_.assign((blocks_ + 63) / 64, 0);
-    return 0;
 }
 
 int Generator::begin_running() {
@@ -349,16 +364,23 @@ void Generator::read_result(engine_workload_result* out) const noexcept {
     out->error_offset = error_offset_.get();
     out->errors = errors_.get();
     out->verify_errors = verify_errors_.get();
-    out->flushes = flushes_.get();
     out->started_ns = started_ns_.get();
     out->ended_ns = out->running != 0 ? context_.now_ns() : ended_ns_.get();
     out->late = late_.get();
     for (unsigned i = 0; i < 8; i++) out->depth[i] = depth_[i].get();
-    for (unsigned way = 0; way < 2; way++) {
-        out->requests[way] = ways_[way].requests.get();
-        out->bytes[way] = out->requests[way] * config_.block_size;
-        base::Histogram::reset(&out->latency_ns[way]);
-        ways_[way].latency_ns.add_to(&out->latency_ns[way]);
+    for (unsigned kind = 0; kind < 2; kind++) {
+        out->requests[kind] = ways_[kind].requests.get();
+        out->bytes[kind] = sized_ ? ways_[kind].bytes.get() : out->requests[kind] * config_.block_size;
+    }
+    const Way &flush = ways_[2], &discard = ways_[3];
+    out->flushes = flush.requests.get();
+    out->discards = discard.requests.get();
+    out->discard_bytes = discard.bytes.get();
+    engine_histogram* latencies[] = {&out->latency_ns[0], &out->latency_ns[1], &out->flush_latency_ns,
+                                     &out->discard_latency_ns};
+    for (unsigned kind = 0; kind < 4; kind++) {
+        base::Histogram::reset(latencies[kind]);
+        ways_[kind].latency_ns.add_to(latencies[kind]);
     }
 }
 

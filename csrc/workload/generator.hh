@@ -13,16 +13,19 @@
 #include "base/random.hh"
 #include "block/graph.hh"
 #include "block/trace.hh"
+#include "workload/replay.hh"
 
 namespace engine::workload {
 
-enum class Kind : uint8_t { read, write, flush };
+// As engine_op numbers them.
+enum class Kind : uint8_t { read, write, flush, discard };
 
 // One place for a request in flight.
 struct Ticket {
     Ticket* next_free;
     uint64_t start_ns;
     uint64_t offset;
+    uint32_t length;
     uint32_t index;
     Kind kind;
     bool check;           // a read of a block that this workload had written before
@@ -81,13 +84,14 @@ class alignas(128) Generator {
         Generator* generator;
     };
     int prepare(engine_error* error);
+    void make_tickets(uint64_t most);
     int begin_running();
     void choose(Ticket& ticket) noexcept;
     void issue_next(uint64_t start_ns) noexcept;
     void refill() noexcept;
     void refill_open_loop() noexcept;
     void end_issuing() noexcept { left_ = 0; }
-    void done_otherwise(const Ticket& ticket, int result) noexcept;
+    [[gnu::noinline]] void failed(const Ticket& ticket, int result) noexcept;
     [[gnu::noinline, gnu::cold]] void end_trace(Ticket& ticket, int result) noexcept;
     [[gnu::noinline]] void verify(const Ticket& ticket) noexcept;
     [[gnu::noinline]] void finish_if_idle() noexcept;
@@ -95,7 +99,7 @@ class alignas(128) Generator {
     bool matches(const Ticket& ticket) noexcept;
     void mark_written(uint64_t offset) noexcept;
     bool was_written(uint64_t offset) const noexcept;
-    uint64_t start_of_due(uint64_t number) const noexcept;
+    uint64_t start_of_due() const noexcept;
 
     // --- constant while running
     uint64_t first_block_ = 0;
@@ -103,8 +107,10 @@ class alignas(128) Generator {
     bool latency_ = true;
     bool open_loop_ = false;
     bool verify_ = false;
+    bool sized_ = false;  // requests differ in length
     // --- home thread
     base::Random random_;
+    Replay replay_;
     uint64_t next_block_ = 0;
     uint64_t left_ = 0;  // requests to issue; 0 also when it is to stop
     uint64_t due_ = 0;   // open loop: requests whose intended start has been taken
@@ -122,10 +128,11 @@ class alignas(128) Generator {
     // --- written on the home thread, read anywhere
     struct Way {
         base::Counter requests;
+        base::Counter bytes;  // of requests that differ in length
         base::Histogram latency_ns;
     };
-    Way ways_[2];  // reads, writes
-    base::Counter flushes_, errors_, verify_errors_, late_, depth_[8];
+    Way ways_[4];  // by Kind
+    base::Counter errors_, verify_errors_, late_, depth_[8];
     base::Counter started_ns_, ended_ns_, error_errnum_, error_offset_;
     base::Atomic<uint32_t> state_{0};  // 0 made, 1 started, 2 over
     aio::Signal over_;

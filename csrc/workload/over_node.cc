@@ -48,11 +48,9 @@ class NodeGenerator final : public Generator {
         Slot& slot = requests_[ticket.index];
         slot.ticket = &ticket;
         slot.trace = ticket.trace;
-        slot.op = ticket.kind == Kind::read    ? block::Op::read
-                  : ticket.kind == Kind::write ? block::Op::write
-                                               : block::Op::flush;
+        slot.op = static_cast<block::Op>(ticket.kind);
         slot.offset = ticket.offset;
-        slot.length = ticket.kind == Kind::flush ? 0 : config_.block_size;
+        slot.length = slot.single.iov_len = ticket.length;
         block::submit(*port_, &slot);
     }
     void issued() noexcept override {}

@@ -24,6 +24,7 @@ from engine.experiment.model import (
 )
 from engine.experiment.options import check_options, references
 from engine.experiment.positions import key_lines
+from engine.experiment.replay import ReplayError, replay_of
 from engine.experiment.schema import FREE, NAMED, SECTIONS, SINGLE, Key
 
 Path_ = tuple[str, ...]
@@ -244,7 +245,11 @@ class _Resolver:
             raise self.error(path, "`node` needs `contexts`: those that serve it")
         if values["device"] is not None and values["contexts"]:
             raise self.error((*path, "contexts"), "goes with `node`; a device's contexts are its `queues`")
-        if not values["runtime"] and not values["count"]:
+        try:
+            values |= replay_of(values, self.tables["workload"][name])
+        except ReplayError as error:
+            raise self.error((*path, error.key), str(error)) from None
+        if not values["runtime"] and not values["count"] and not values["replay"]:
             raise self.error(path, 'needs `runtime` (such as "5s") or `count`')
         if values["rwmixread"] > 100:
             raise self.error((*path, "rwmixread"), f"is a percentage, not {values['rwmixread']}")

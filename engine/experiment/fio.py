@@ -111,7 +111,9 @@ def job(
     context switches and page faults.
     """
     seconds = part["seconds"]
-    reads, writes = (Histogram.from_dict(part[key]) for key in ("read_latency", "write_latency"))
+    reads, writes, flushes, discards = (
+        Histogram.from_dict(part[f"{kind}_latency"]) for kind in ("read", "write", "flush", "discard")
+    )
     return {
         "jobname": name,
         "groupid": 0,
@@ -121,8 +123,8 @@ def job(
         "job options": dict(options),
         "read": direction(part["reads"], part["bytes_read"], seconds, reads),
         "write": direction(part["writes"], part["bytes_written"], seconds, writes),
-        "trim": direction(0, 0, seconds, Histogram()),
-        "sync": {"total_ios": part["flushes"], "lat_ns": latency(Histogram())},
+        "trim": direction(part["discards"], part["bytes_discarded"], seconds, discards),
+        "sync": {"total_ios": part["flushes"], "lat_ns": latency(flushes, percentiles=True)},
         "job_runtime": round(seconds * 1000),
         "usr_cpu": round(100.0 * cpu["user"] / seconds, 6) if seconds else 0.0,
         "sys_cpu": round(100.0 * cpu["system"] / seconds, 6) if seconds else 0.0,

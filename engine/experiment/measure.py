@@ -21,7 +21,7 @@ from engine.experiment.series import Sampler
 from engine.experiment.stages import of_process
 
 if TYPE_CHECKING:
-    from engine import AioContext, BlockNode, Engine, VirtioBlk, Workload
+    from engine import AioContext, BlockNode, Engine, Recording, VirtioBlk, Workload
     from engine.trace import Traces
 
 # Statistics that are a state, not a count: reported as they are at the end.
@@ -31,8 +31,11 @@ _LEVELS = {"poll_current_ns", "in_flight", "broken", "channels"}
 class Rig:
     """The engine of one process of a point, with everything open and the generators ready to start."""
 
-    def __init__(self, setup: Setup, process: int = 0) -> None:
+    def __init__(
+        self, setup: Setup, process: int = 0, recordings: Mapping[str, Recording] | None = None
+    ) -> None:
         self.setup = setup
+        self._recordings = recordings or {}
         self.generators = list(setup.generators(process))
         self.process = process
         self.interrupted = False
@@ -125,6 +128,21 @@ class Rig:
             self.devices[spec.device].queues[generator.target] if spec.device else self.nodes[str(spec.node)]
         )
         home = generator.home or (None if spec.device else generator.context)
+        if spec.replay is not None:
+            return self.engine.workload(
+                target,
+                iodepth=spec.iodepth,
+                count=0 if warmup else generator.count,
+                runtime=self.setup.warmup if warmup else spec.runtime,
+                offset=spec.offset,
+                length=spec.length,
+                latency=spec.latency,
+                context=self.contexts[home] if home else None,
+                replay=self._recordings[spec.name],
+                replay_speed=spec.replay.speed,
+                replay_wrap=spec.replay.wrap,
+                replay_share=(generator.index, generator.of),
+            )
         return self.engine.workload(
             target,
             rw=spec.rw,
@@ -336,6 +354,10 @@ def _result(generator: Generator, workload: Workload) -> dict[str, Any]:
         "depth": list(result.depth),
         "read_latency": result.read_latency.to_dict(),
         "write_latency": result.write_latency.to_dict(),
+        "discards": result.discards,
+        "bytes_discarded": result.bytes_discarded,
+        "flush_latency": result.flush_latency.to_dict(),
+        "discard_latency": result.discard_latency.to_dict(),
     }
 
 

@@ -64,6 +64,34 @@ class DeviceSpec:
 
 
 @dataclass(frozen=True)
+class ReplaySpec:
+    """A recording that is replayed: `engine.Recording`."""
+
+    path: str
+    sha256: str  # of the file: runs of one result replay the same
+    file: str | None = None  # of a recording of several
+    event: str | None = None  # of blkparse's
+    speed: float | str | None = None  # a factor, or "max"; None: as recorded, where times were recorded
+    wrap: bool = False
+    operations: Mapping[str, int] = field(default_factory=dict)  # of each kind
+    seconds: float = 0.0  # as recorded
+    timed: bool = True
+
+    @property
+    def writes(self) -> bool:
+        return bool(self.operations.get("write") or self.operations.get("discard"))
+
+    @property
+    def open_loop(self) -> bool:
+        return self.timed and self.speed != "max"
+
+    @property
+    def seconds_at_speed(self) -> float:
+        """0 where that depends on the disk."""
+        return self.seconds / float(self.speed or 1.0) if self.open_loop else 0.0
+
+
+@dataclass(frozen=True)
 class WorkloadSpec:
     name: str
     device: str | None = None  # a device, one generator for each of its queues …
@@ -83,10 +111,23 @@ class WorkloadSpec:
     flush_every: int = 0
     latency: bool = True
     verify: bool = False
+    replay: ReplaySpec | None = None  # in place of rw, bs and what goes with them
 
     @property
     def writes(self) -> bool:
+        if self.replay is not None:
+            return self.replay.writes
         return self.rw not in ("read", "randread")
+
+    @property
+    def open_loop(self) -> bool:
+        return self.rate_iops > 0 if self.replay is None else self.replay.open_loop
+
+    @property
+    def seconds(self) -> float:
+        """How long it runs, where that is known; else 0."""
+        recorded = 0.0 if self.replay is None else self.replay.seconds_at_speed
+        return min(self.runtime, recorded) if self.runtime and recorded else self.runtime or recorded
 
 
 @dataclass(frozen=True)
@@ -101,6 +142,7 @@ class Generator:
     count: int
     rate_iops: int
     seed: int
+    of: int = 1  # generators of its workload
 
 
 @dataclass(frozen=True)
@@ -146,15 +188,18 @@ class Setup:
                 rate = _share(workload.rate_iops, index, len(contexts))
                 if (workload.count and not count) or (workload.rate_iops and not rate):
                     continue  # fewer requests than generators; 0 would mean no limit
+                if workload.replay and index >= sum(workload.replay.operations.values()):
+                    continue
                 target = index // self.processes if workload.device else -1
                 homes = workload.generators
                 home = homes[index % len(homes)] if homes else None
-                yield Generator(workload, index, target, context, home, count, rate, workload.seed + index)
+                seed = workload.seed + index
+                yield Generator(workload, index, target, context, home, count, rate, seed, len(contexts))
 
     @property
     def seconds(self) -> float:
         """How long a run takes at least; workloads of one point run at the same time."""
-        return self.warmup + max((w.runtime for w in self.workloads), default=0.0)
+        return self.warmup + max((w.seconds for w in self.workloads), default=0.0)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -166,7 +211,7 @@ class Setup:
             tuple(ContextSpec(**_tuples(item, "cpus")) for item in data["contexts"]),
             tuple(NodeSpec(**_tuples(item, "below")) for item in data["nodes"]),
             tuple(DeviceSpec(**_tuples(item, "queues")) for item in data["devices"]),
-            tuple(WorkloadSpec(**_tuples(item, "contexts", "generators")) for item in data["workloads"]),
+            tuple(_workload(item) for item in data["workloads"]),
             data["processes"],
             data["warmup"],
             data["allow_holes"],
@@ -178,6 +223,13 @@ class Setup:
 def _share(total: int, index: int, parts: int) -> int:
     """The part of `total` that number `index` gets: the first ones get one more where it does not divide."""
     return total // parts + (1 if index < total % parts else 0)
+
+
+def _workload(item: Mapping[str, Any]) -> WorkloadSpec:
+    values = _tuples(item, "contexts", "generators")
+    if values["replay"] is not None:
+        values["replay"] = ReplaySpec(**values["replay"])
+    return WorkloadSpec(**values)
 
 
 def _tuples(item: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class Plan:
 
     @property
     def counted(self) -> bool:
-        """Whether some workload ends by a count, so that nobody knows when."""
-        return any(w.count and not w.runtime for point in self.points for w in point.setup.workloads)
+        """Whether some workload ends by a count or with its recording, so that nobody knows when."""
+        return any(not w.seconds for point in self.points for w in point.setup.workloads)
 
     @property
     def fingerprint(self) -> str:

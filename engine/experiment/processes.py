@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.experiment.errors import UserError
 from engine.experiment.host import HostMeter
 from engine.experiment.model import Setup
 from engine.experiment.record import make_record
+from engine.experiment.replay import shared
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -19,10 +21,13 @@ _TIMEOUT_SECONDS = 10.0
 def run_point(setup: Setup) -> dict[str, Any]:
     """One run of one point, as a document (`record.make_record`) without host and build."""
     order = setup.to_json()
+    recordings = shared(setup)
+    descriptors = [descriptor for descriptor, _ in recordings.values()]
     workers = []
     try:
         for process in range(setup.processes):
-            workers.append(_Worker({"setup": order, "process": process}))
+            wish = {"setup": order, "process": process, "recordings": recordings}
+            workers.append(_Worker(wish, descriptors))
         for worker in workers:
             worker.expect("ready")
         meter = HostMeter()
@@ -40,13 +45,14 @@ def run_point(setup: Setup) -> dict[str, Any]:
 
 
 class _Worker:
-    def __init__(self, order: dict[str, Any]) -> None:
+    def __init__(self, order: dict[str, Any], descriptors: Sequence[int]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "engine.experiment.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             process_group=0,  # Ctrl-C is for us alone; we end the workers
+            pass_fds=descriptors,
         )
         self.send(order)
 

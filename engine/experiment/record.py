@@ -18,6 +18,8 @@ _SUMS = (
     "bytes_read",
     "bytes_written",
     "flushes",
+    "discards",
+    "bytes_discarded",
     "errors",
     "verify_errors",
     "late",
@@ -47,7 +49,7 @@ def make_record(
         "jobs": jobs,
         "engine": {
             "format": 1,
-            "loop": "open_loop" if any(w.rate_iops for w in setup.workloads) else "closed_loop",
+            "loop": "open_loop" if any(w.open_loop for w in setup.workloads) else "closed_loop",
             "partial": any(part["partial"] for part in parts),
             "seconds": seconds,
             "requests": requests,
@@ -115,7 +117,7 @@ def merge(generators: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     whole["iodepth"] = max((g["iodepth"] for g in generators), default=0)
     whole["error_errno"] = next((g["error_errno"] for g in generators if g["errors"]), 0)
     whole["depth"] = [sum(g["depth"][level] for g in generators) for level in range(8)]
-    for key in ("read_latency", "write_latency"):
+    for key in ("read_latency", "write_latency", "flush_latency", "discard_latency"):
         whole[key] = fio.merged(Histogram.from_dict(g[key]) for g in generators).to_dict()
     return whole
 
@@ -152,8 +154,7 @@ def _job(
     requests = part["reads"] + part["writes"]
     share = requests / all_requests if all_requests else 1.0
     options = {
-        "rw": workload.rw,
-        "bs": str(workload.bs),
+        **_what(workload),
         "iodepth": str(workload.iodepth),
         "numjobs": str(len(generators)),
         "ioengine": "blkengine",
@@ -168,6 +169,16 @@ def _job(
     if workload.rate_iops:
         options["rate_iops"] = str(workload.rate_iops)
     return fio.job(workload.name, part, {key: value * share for key, value in cpu.items()}, options)
+
+
+def _what(workload: WorkloadSpec) -> dict[str, str]:
+    replay = workload.replay
+    if replay is None:
+        return {"rw": workload.rw, "bs": str(workload.bs)}
+    options = {"read_iolog": replay.path, "replay_no_stall": str(int(not replay.open_loop))}
+    if replay.open_loop:
+        options["replay_time_scale"] = f"{100 * float(replay.speed or 1):g}"
+    return options
 
 
 def _filename(setup: Setup, workload: WorkloadSpec) -> str:

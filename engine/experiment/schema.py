@@ -18,7 +18,7 @@ PATTERNS = ("read", "write", "rw", "randread", "randwrite", "randrw")
 class Key:
     """What a key's value may be; `parse` turns it into what the model holds or raises ValueError."""
 
-    kind: str  # "int" "bool" "text" "size" "time" "choice" "cpus" "names"
+    kind: str  # "int" "bool" "text" "size" "time" "choice" "cpus" "names" "speed"
     default: Any = None
     minimum: int = 0
     choices: tuple[str, ...] = ()
@@ -82,6 +82,14 @@ def _cpus(key: Key, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _speed(key: Key, value: Any) -> float | str:
+    if value == "max":
+        return "max"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.000_001 <= value <= 1000:
+        raise ValueError(f'must be "max" or a factor from 0.000001 to 1000, not {value!r}')
+    return float(value)
+
+
 def _names(key: Key, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise ValueError(f'must be a list of names such as ["io0", "io1"], not {value!r}')
@@ -97,6 +105,7 @@ _PARSERS: Mapping[str, Any] = {
     "time": _seconds,
     "cpus": _cpus,
     "names": _names,
+    "speed": _speed,
 }
 
 # Sections with one table: [run]. Keys are written with dashes in the file.
@@ -157,6 +166,11 @@ NAMED: Mapping[str, Mapping[str, Key]] = {
         "flush-every": Key("int", 0),
         "latency": Key("bool", True),
         "verify": Key("bool", False),
+        "replay": Key("text"),
+        "replay-speed": Key("speed"),
+        "replay-file": Key("text"),
+        "replay-event": Key("choice", choices=("Q", "D")),
+        "replay-beyond": Key("choice", "refuse", choices=("refuse", "wrap")),
     },
     "image": {
         "path": Key("text", required=True),

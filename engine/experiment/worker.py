@@ -29,9 +29,11 @@ def _gate() -> None:
 def main() -> int:
     order = json.loads(sys.stdin.readline())
     from engine.experiment.measure import Rig
+    from engine.experiment.replay import inherited
 
     try:
-        with Rig(Setup.from_json(order["setup"]), order["process"]) as rig:
+        recordings = inherited(order["recordings"])
+        with Rig(Setup.from_json(order["setup"]), order["process"], recordings) as rig:
             result = rig.run(_gate)
         _say({"result": result})
     except UserError as error:

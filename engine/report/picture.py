@@ -16,6 +16,7 @@ from engine.report.chart import COLOURS, FAINT, INK, SOFT, WIDTH
 from engine.report.experiment_table import node_is_buffered
 from engine.report.rows import Row, read_rows
 from engine.report.svg import Canvas, fit, text_width, wrap
+from engine.report.workloads import PATTERNS, is_open_loop, recording
 
 _MARGIN = 28.0
 _ROW = 27.0  # height of a bar and its gap
@@ -23,14 +24,6 @@ _BAR = 18.0
 _GROUP_GAP = 7.0
 _SIZE = 12.5  # of the text beside the bars
 _GROUP_LIMIT, _LABEL_LIMIT = 150.0, 140.0  # longer labels are cut
-_PATTERNS = {
-    "read": "sequential reads",
-    "write": "sequential writes",
-    "rw": "sequential reads and writes",
-    "randread": "random reads",
-    "randwrite": "random writes",
-    "randrw": "random reads and writes",
-}
 _COLUMNS = (("IOPS", 74.0), (figures.TIMES, 50.0), ("CPU/request", 92.0), ("lock wait", 76.0))
 
 
@@ -152,7 +145,7 @@ def _settings(data: Mapping[str, Any]) -> list[str]:
     """What all points have in common; where they differ the values are listed."""
     workloads = [w for point in data["points"] for w in point["options"]["workloads"]]
     contexts = [c for point in data["points"] for c in point["options"]["contexts"]]
-    loops = ["open loop" if w["rate_iops"] else "closed loop" for w in workloads]
+    loops = ["open loop" if is_open_loop(w) else "closed loop" for w in workloads]
     polls = {c["poll_max_ns"] for c in contexts}
     placed = {c["name"]: c["poll_max_ns"] for c in data["placement"]}
     shown = [placed.get(c["name"], c["poll_max_ns"]) for c in contexts] if None in polls else sorted(polls)
@@ -161,12 +154,20 @@ def _settings(data: Mapping[str, Any]) -> list[str]:
     runs = figures.plural(data["plan"]["repeat"], "run")
     each = "queue" if via == "virtqueue" else "generator"
     return [
-        f"{_each(figures.size(w['bs']) for w in workloads)} {_each(_PATTERNS[w['rw']] for w in workloads)}, "
-        f"iodepth {_each(w['iodepth'] for w in workloads)} per {each}, "
+        f"{_what(workloads)}, iodepth {_each(w['iodepth'] for w in workloads)} per {each}, "
         f"{_each(loops)}, through a {via}; poll_max_ns {_each(shown)}; "
         f"{runs} a bar{f' of {runtime}' if runtime else ''}, interleaved"
         + ("; QUICK: not for quoting" if data["quick"] else "")
     ]
+
+
+def _what(workloads: Sequence[Mapping[str, Any]]) -> str:
+    made = [w for w in workloads if not w.get("replay")]
+    parts = [_each(f"replay of {recording(w)}" for w in workloads if w.get("replay"))]
+    if made:
+        sizes, patterns = (figures.size(w["bs"]) for w in made), (PATTERNS[w["rw"]] for w in made)
+        parts.insert(0, f"{_each(sizes)} {_each(patterns)}")
+    return ", ".join(part for part in parts if part)
 
 
 def _each(values: Any) -> str:

@@ -13,7 +13,16 @@ enum engine_pattern { ENGINE_SEQUENTIAL = 0, ENGINE_RANDOM = 1 };
 enum engine_workload_flags {
     ENGINE_WORKLOAD_NO_LATENCY = 1, /* no time stamps, no histograms */
     ENGINE_WORKLOAD_VERIFY = 2,     /* writes carry a pattern, reads of written blocks are checked */
+    ENGINE_WORKLOAD_WRAP = 4,       /* replay: what lies beyond the end of the range wraps around */
 };
+
+/* One operation of a trace that is replayed. */
+typedef struct engine_trace_op {
+    uint64_t time_ns;         /* since the beginning; one that is less than those before it starts with them */
+    uint64_t offset;          /* bytes */
+    uint32_t length;          /* bytes; at most 1 GiB of a read or write */
+    uint32_t op;              /* ENGINE_OP_READ, _WRITE, _FLUSH or _DISCARD */
+} engine_trace_op;
 
 typedef struct engine_workload_config {
     uint32_t size;
@@ -22,7 +31,7 @@ typedef struct engine_workload_config {
     uint32_t block_size;      /* bytes */
     uint32_t iodepth;         /* requests in flight; open loop: the most */
     uint32_t flags;           /* engine_workload_flags */
-    uint64_t count;           /* requests; 0: until runtime_ns */
+    uint64_t count;           /* requests; 0: until runtime_ns; replay: until either, or its end */
     uint64_t runtime_ns;      /* 0: until count */
     uint64_t rate_iops;       /* 0: closed loop; else open loop, latency from the intended start */
     uint64_t seed;
@@ -33,7 +42,14 @@ typedef struct engine_workload_config {
     engine_user_t *user;      /* either a user of a node … */
     engine_queue_t *queue;    /* … or a virtqueue */
     engine_context_t *context; /* where the generator runs; NULL: with its queue, or main */
-    uint64_t reserved[8];
+    const engine_trace_op *ops; /* replay: in place of pattern, read_percent and block_size; NULL: none. It stays
+                                   as it is until the workload is closed, and several may share it. */
+    uint64_t op_count;
+    uint64_t op_first;        /* this workload takes ops[op_first] … */
+    uint64_t op_stride;       /* … and each that is so many further on; 0: 1 */
+    uint64_t replay_speed_ppm; /* 1000000: at the recorded times, latency from the intended start; 2000000: twice as
+                                  fast; 0: as fast as iodepth allows */
+    uint64_t reserved[3];
 } engine_workload_config;
 
 typedef struct engine_workload_result {
@@ -52,6 +68,10 @@ typedef struct engine_workload_result {
     uint64_t late;            /* open loop: requests issued after their intended start because iodepth was full */
     uint64_t depth[8];        /* submissions seen at depth 1, 2, 4, 8, 16, 32, 64, >= 128 (bucket by floor) */
     engine_histogram latency_ns[2];
+    uint64_t discards;
+    uint64_t discard_bytes;
+    engine_histogram flush_latency_ns;
+    engine_histogram discard_latency_ns;
 } engine_workload_result;
 
 ENGINE_API int engine_workload_create(engine_t *engine, const engine_workload_config *config,
