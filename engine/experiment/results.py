@@ -39,14 +39,22 @@ class Results:
 
         "points": a row for each point that has runs: swept keys, mark, title, runs, and of each figure the
         median (`iops`) and the extremes (`iops_min`, `iops_max`). "runs": a row for each run, discarded ones
-        too. Rates in requests a second, latencies in ns, CPU in µs per request, shares from 0 to 1.
+        too. "workloads": a row for each workload of each point. Rates in requests a second, latencies in ns,
+        CPU in µs per request, shares from 0 to 1.
         """
         if what == "points":
             rows = [self._point_row(point) for point in self.data["points"] if point["summary"]]
         elif what == "runs":
             rows = [self._run_row(run) for run in self.data["runs"]]
+        elif what == "workloads":
+            rows = [
+                {**self._settings(point), "workload": name, **_columns(job)}
+                for point in self.data["points"]
+                if point["summary"]
+                for name, job in point["summary"].get("jobs", {}).items()
+            ]
         else:
-            raise ValueError(f"no table is called {what!r}: there are 'points' and 'runs'")
+            raise ValueError(f"no table is called {what!r}: there are 'points', 'runs' and 'workloads'")
         names = list(dict.fromkeys(name for row in rows for name in row))
         return {name: [row.get(name) for row in rows] for name in names}
 
@@ -107,11 +115,8 @@ class Results:
         return {"point": point["index"], **own, "mark": point["mark"], "title": point["title"]}
 
     def _point_row(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        row = {**self._settings(point), "runs": point["summary"]["runs"]}
-        for name, spread in point["summary"].items():
-            if isinstance(spread, dict):
-                row |= {name: spread["median"], f"{name}_min": spread["min"], f"{name}_max": spread["max"]}
-        return row
+        figures = {name: value for name, value in point["summary"].items() if name != "jobs"}
+        return {**self._settings(point), "runs": point["summary"]["runs"], **_columns(figures)}
 
     def _run_row(self, run: Mapping[str, Any]) -> dict[str, Any]:
         engine = run["record"]["engine"]
@@ -129,6 +134,14 @@ class Results:
             "steal_percent": engine["steal_percent"],
             "other_percent": engine["other_percent"],
         }
+
+
+def _columns(figures: Mapping[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, spread in figures.items():
+        if isinstance(spread, dict):
+            row |= {name: spread["median"], f"{name}_min": spread["min"], f"{name}_max": spread["max"]}
+    return row
 
 
 def load_results(path: str | os.PathLike[str]) -> Results:

@@ -32,7 +32,8 @@ def usable(runs: Iterable[dict[str, Any]], point: int) -> list[dict[str, Any]]:
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over the usable runs of one point. Latencies in ns, of all requests; CPU in µs per request."""
+    """Over the usable runs of one point. Latencies in ns, of all requests; CPU in µs per request. Under
+    `jobs` the same for each workload by itself."""
     engines = [run["record"]["engine"] for run in runs]
     summary: dict[str, Any] = {
         "runs": len(runs),
@@ -47,18 +48,40 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "steal_percent": spread([engine["steal_percent"] for engine in engines]),
         "other_percent": spread([engine["other_percent"] for engine in engines]),
     }
-    for percentile in ("50.000000", "99.000000", "99.900000"):
-        values = [value for run in runs if (value := _latency(run["record"], percentile)) is not None]
-        summary[f"latency_p{float(percentile):g}_ns"] = spread(values)
+    summary |= _latencies([run["record"]["jobs"] for run in runs])
+    names = [job["jobname"] for job in runs[0]["record"]["jobs"]] if runs else []
+    summary["jobs"] = {name: _summarise_job(name, runs) for name in names}
     return summary
 
 
-def _latency(record: Mapping[str, Any], percentile: str) -> float | None:
-    """The worst of the jobs and directions: percentiles do not add up."""
-    values = [
-        job[way]["clat_ns"]["percentile"][percentile]
-        for job in record["jobs"]
-        for way in ("read", "write")
-        if "percentile" in job[way]["clat_ns"]
-    ]
-    return max(values, default=None)
+def _summarise_job(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rates a second; counts of a run."""
+    jobs = [next(job for job in run["record"]["jobs"] if job["jobname"] == name) for run in runs]
+    seconds = [max(job["job_runtime"] / 1000, 1e-3) for job in jobs]
+    flushes = [job["sync"]["total_ios"] for job in jobs]
+    return {
+        "iops": spread([job["read"]["iops"] + job["write"]["iops"] for job in jobs]),
+        "bytes_per_second": spread([job["read"]["bw_bytes"] + job["write"]["bw_bytes"] for job in jobs]),
+        "flushes_per_second": spread([n / t for n, t in zip(flushes, seconds, strict=True)]),
+        "reads": spread([job["read"]["total_ios"] for job in jobs]),
+        "writes": spread([job["write"]["total_ios"] for job in jobs]),
+        "flushes": spread(flushes),
+        "discards": spread([job["trim"]["total_ios"] for job in jobs]),
+        **_latencies([[job] for job in jobs]),
+        "flush_latency_p99_ns": spread(
+            [p["99.000000"] for job in jobs if (p := job["sync"]["lat_ns"].get("percentile"))]
+        ),
+    }
+
+
+def _latencies(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """From the jobs of each run. The worst of jobs and directions: percentiles do not add up."""
+    found: dict[str, Any] = {}
+    for percentile in ("50.000000", "99.000000", "99.900000"):
+        values = []
+        for jobs in runs:
+            each = [job[way]["clat_ns"].get("percentile") for job in jobs for way in ("read", "write")]
+            if there := [percentiles[percentile] for percentiles in each if percentiles]:
+                values.append(max(there))
+        found[f"latency_p{float(percentile):g}_ns"] = spread(values)
+    return found

@@ -59,19 +59,23 @@ def _against(data: Mapping[str, Any], key: str, figure: str) -> list[Series]:
 
 
 def _percentile_curves(data: Mapping[str, Any]) -> list[Series]:
-    """The median over a point's runs of each percentile; the busier direction of its first job."""
+    """The median over a point's runs of each percentile; of each workload, its busier direction."""
     found = []
     for row, point in _points(data):
-        curves = [curve for run in data["runs"] if _counts(run, point) and (curve := _curve(run))]
-        if not curves:
-            continue
-        middle: list[Point] = []
-        for percentile in sorted(set.intersection(*(set(curve) for curve in curves))):
-            values = sorted(curve[percentile] for curve in curves)
-            if percentile >= 50 and values[len(values) // 2] > 0:
-                middle.append((percentile, values[len(values) // 2]))
-        label = " · ".join([*row.labels.values(), *([row.mark] if row.mark else [])])
-        found.append(Series(label, tuple(middle)))
+        runs = [run for run in data["runs"] if _counts(run, point)]
+        names = [job["jobname"] for job in runs[0]["record"]["jobs"]] if runs else []
+        for number, name in enumerate(names):
+            curves = [curve for run in runs if (curve := _curve(run["record"]["jobs"][number]))]
+            if not curves:
+                continue
+            middle: list[Point] = []
+            for percentile in sorted(set.intersection(*(set(curve) for curve in curves))):
+                values = sorted(curve[percentile] for curve in curves)
+                if percentile >= 50 and values[len(values) // 2] > 0:
+                    middle.append((percentile, values[len(values) // 2]))
+            own = [name] if len(names) > 1 else []
+            label = " · ".join([*row.labels.values(), *([row.mark] if row.mark else []), *own])
+            found.append(Series(label, tuple(middle)))
     return found[:SERIES_MAX]
 
 
@@ -87,7 +91,6 @@ def _counts(run: Mapping[str, Any], point: int) -> bool:
     return run["point"] == point and not run["discarded"]
 
 
-def _curve(run: Mapping[str, Any]) -> dict[float, float]:
-    job = run["record"]["jobs"][0]
+def _curve(job: Mapping[str, Any]) -> dict[float, float]:
     way = max(("read", "write"), key=lambda name: job[name]["total_ios"])
     return {float(p): float(v) for p, v in job[way]["clat_ns"].get("percentile", {}).items()}

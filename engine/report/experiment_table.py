@@ -11,6 +11,7 @@ from engine.experiment.host import OTHER_LIMIT_PERCENT, format_cpu_list
 from engine.report import figures
 from engine.report.rows import column_name, read_rows
 from engine.report.table import blank_repeats, format_table
+from engine.report.workloads import workload_table
 
 
 def host_lines(data: Mapping[str, Any]) -> list[str]:
@@ -60,7 +61,8 @@ def preflight_lines(data: Mapping[str, Any]) -> list[str]:
 
 
 def result_lines(data: Mapping[str, Any]) -> list[str]:
-    """One row for each point that has runs: medians, and the spread of the rate."""
+    """One row for each point that has runs: medians, and the spread of the rate. Where a point has several
+    workloads, or a replay, a second table with a row for each of them."""
     keys = list(data["plan"]["sweep"])
     head = [*(column_name(key) for key in keys), "mark"]
     words = len(head)
@@ -83,7 +85,11 @@ def result_lines(data: Mapping[str, Any]) -> list[str]:
         )
     if not rows:
         return ["  no run has ended"]
-    return format_table(head, blank_repeats(rows, len(keys) - 1) if keys else rows, left=words)
+    lines = format_table(head, blank_repeats(rows, len(keys) - 1) if keys else rows, left=words)
+    head, rows, words = workload_table(data)
+    if rows:
+        lines += ["", *format_table(head, blank_repeats(rows, words - 1), left=words)]
+    return lines
 
 
 def note_lines(data: Mapping[str, Any]) -> list[str]:

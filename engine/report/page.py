@@ -11,6 +11,7 @@ from engine.report.experiment_table import host_lines, note_lines, placement_lin
 from engine.report.picture import draw
 from engine.report.pictures import charts
 from engine.report.rows import column_name, read_rows
+from engine.report.workloads import workload_table
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -41,6 +42,7 @@ def page(data: Mapping[str, Any]) -> str:
         *(f'<div class="wide">{picture}</div>' for picture in (draw(data), *charts(data))),
         "<h2>Figures</h2>",
         _table(data),
+        _workloads(data),
         *(f'<p class="note">{escape(line)}</p>' for line in note_lines(data)),
         "<h2>Where it was measured</h2>",
         _lines([*host_lines(data), *placement_lines(data["placement"]), *preflight_lines(data)]),
@@ -59,7 +61,8 @@ def page(data: Mapping[str, Any]) -> str:
 def excerpt(data: Mapping[str, Any]) -> str:
     """Pictures and table as a piece of HTML, for notebooks; dark text on white whatever is around."""
     pictures = "".join(f"<div>{picture}</div>" for picture in (draw(data), *charts(data)))
-    return f'<div style="background:#ffffff;color:#1f2328;max-width:60rem">{pictures}{_table(data)}</div>'
+    tables = _table(data) + _workloads(data)
+    return f'<div style="background:#ffffff;color:#1f2328;max-width:60rem">{pictures}{tables}</div>'
 
 
 def _lines(lines: Sequence[str]) -> str:
@@ -88,6 +91,18 @@ def _table(data: Mapping[str, Any]) -> str:
         ]
         rows.append(_row("td", own, values))
     return f'<div class="wide"><table>{_row("th", words, head)}{"".join(rows)}</table></div>'
+
+
+def _workloads(data: Mapping[str, Any]) -> str:
+    """Each workload by itself, where there are several."""
+    head, rows, words = workload_table(data)
+    if not rows:
+        return ""
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = [_row("th", [head[i] for i in used if i < words], [head[i] for i in used if i >= words])]
+    for row in rows:
+        lines.append(_row("td", [row[i] for i in used if i < words], [row[i] for i in used if i >= words]))
+    return f'<h3>Each workload by itself</h3><div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def _row(tag: str, words: Sequence[str], values: Sequence[str]) -> str:

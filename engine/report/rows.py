@@ -16,6 +16,7 @@ class Row:
     summary: Mapping[str, Any]
     runs: tuple[float, ...]  # IOPS of each usable run
     ratio: float | None  # of medians, against the row's base
+    workloads: tuple[Mapping[str, Any], ...] = ()  # their options
 
     def median(self, key: str) -> float | None:
         spread = self.summary.get(key)
@@ -45,6 +46,7 @@ def read_rows(data: Mapping[str, Any]) -> list[Row]:
             point["summary"],
             tuple(runs.get(point["index"], ())),
             _ratio(point, points, keys),
+            tuple(point["options"]["workloads"]) if "options" in point else (),
         )
         for point in points
     ]

@@ -56,7 +56,7 @@ def test_tables_are_columns(measured: Path) -> None:
     assert np.array(runs["iops"]).min() > 0
     assert points["iops_min"][0] <= points["iops"][0] <= points["iops_max"][0]
     assert set(runs["requests"]) == {2000}
-    with pytest.raises(ValueError, match="there are 'points' and 'runs'"):
+    with pytest.raises(ValueError, match="there are 'points', 'runs' and 'workloads'"):
         results.table("lines")
 
 

@@ -28,7 +28,16 @@ def run(point: int, iops: float, wait: float = 0.0, **more: Any) -> dict[str, An
         "clock": "tsc",
         "contexts": contexts,
     }
-    record = {"jobs": [{"read": {"clat_ns": block}, "write": {"clat_ns": {}}}], "engine": engine}
+    idle = {"iops": 0, "bw_bytes": 0, "total_ios": 0, "clat_ns": {}}
+    job = {
+        "jobname": "w",
+        "job_runtime": 1000,
+        "read": {**idle, "iops": iops, "clat_ns": block},
+        "write": idle,
+        "trim": idle,
+        "sync": {"total_ios": 0, "lat_ns": {}},
+    }
+    record = {"jobs": [job], "engine": engine}
     return {"point": point, "discarded": False, "marked": False, "record": record, **more}
 
 
