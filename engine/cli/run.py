@@ -59,8 +59,16 @@ def run(arguments: Namespace) -> int:
 
 def _description(plan: Plan) -> dict[str, Any]:
     """What there is to say of a plan, without its points' details."""
+    search = plan.search
     return {
-        "points": [{"labels": dict(p.labels), "mark": p.mark_label if p.mark else None} for p in plan.points],
+        "points": [
+            {
+                "labels": {key: label for key, label in p.labels.items() if not search or key != search.key},
+                "mark": p.mark_label if p.mark else None,
+            }
+            for p in plan.points
+        ],
+        "search": search,
         "repeat": plan.repeat,
         "seconds": plan.seconds,
         "counted": plan.counted,

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-KEPT_UP = 0.98  # of the rate that was asked for
+from engine.experiment.search import KEPT_UP, Search, bounds
+
 KNEE_FACTOR = 3.0  # how far p99 may rise above that at the lowest rate
 STEPS_LEAST = 3  # on an axis, to speak of a knee
 
@@ -35,6 +36,21 @@ class Reached:
     label: str | None  # None: not even the slowest is
     iops: float
     latency_ns: float
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What one search has found: of the highest value that keeps to the target, and of the lowest that does
+    not. Rates a second, latencies in ns."""
+
+    group: str
+    search: Search
+    value: int | None  # None: not even the lowest keeps to it
+    latency_ns: float
+    iops: float
+    beyond: int | None  # None: all of the range keeps to it
+    beyond_latency_ns: float
+    beyond_iops: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ def median(point: Mapping[str, Any], figure: str) -> float | None:
 def knees(data: Mapping[str, Any]) -> list[Knee]:
     """For a sweep of `rate-iops`."""
     key = next((key for key in data["plan"]["sweep"] if key.endswith(".rate-iops")), None)
-    if key is None:
+    if key is None or data["plan"].get("search"):
         return []
     found = []
     for group, points in groups(data, key).items():
@@ -107,7 +123,7 @@ def _knee(group: str, steps: Sequence[tuple[float, float, float]]) -> Knee:
 def reached(data: Mapping[str, Any]) -> list[Reached]:
     """For a [target]: of the points that differ in the last axis alone."""
     target = data["plan"].get("target")
-    if not target or not target["latency"]:
+    if not target or not target["latency"] or data["plan"].get("search"):
         return []
     keys = data["plan"]["sweep"]
     figure = f"latency_p{target['percentile']}_ns"
@@ -126,6 +142,37 @@ def reached(data: Mapping[str, Any]) -> list[Reached]:
         iops, latency, label = max(within, default=(0.0, 0.0, None))
         found.append(Reached(group, label, iops, latency))
     return found
+
+
+def searched(data: Mapping[str, Any]) -> list[Searched]:
+    """For a search, each by itself."""
+    if not data["plan"].get("search"):
+        return []
+    search = Search(**data["plan"]["search"])
+    found = []
+    for group, points in groups(data, search.key).items():
+        by_value = {point["settings"][search.key]: point["summary"] for point in points}
+        value, beyond = bounds({v: search.within(summary, v) for v, summary in by_value.items()})
+        found.append(
+            Searched(
+                group,
+                search,
+                value,
+                *_figures(search, by_value.get(value)),
+                beyond,
+                *_figures(search, by_value.get(beyond)),
+            )
+        )
+    return found
+
+
+def _figures(search: Search, summary: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Latency and rate of the workload that is searched for."""
+    if summary is None:
+        return 0.0, 0.0
+    job = summary["jobs"][search.workload]
+    latency = job[f"latency_p{search.percentile}_ns"]
+    return float(latency["median"]) if latency else 0.0, float(job["iops"]["median"])
 
 
 def contexts_of(point: Mapping[str, Any]) -> int:

@@ -12,13 +12,14 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine.experiment.document import Document, ImageSpec, Override, flatten
 from engine.experiment.errors import DocumentError
 from engine.experiment.model import Setup
+from engine.experiment.search import Search, search_of
 
 # Python, the engine and the workers start and end in about this time, for each run.
 OVERHEAD_SECONDS = 0.25
@@ -49,6 +50,7 @@ class Point:
     labels: Mapping[str, str]  # by axis, for people
     mark: str | None
     setup: Setup
+    steps: Mapping[str, Step]  # by axis
 
     @property
     def title(self) -> str:
@@ -67,13 +69,17 @@ class Plan:
     repeat: int
     quick: bool
     images: tuple[ImageSpec, ...]
-    sweep_keys: tuple[str, ...]
+    sweep_keys: tuple[str, ...]  # what is searched for is the last of them
     target: Mapping[str, Any]  # latency in seconds, 0: none; percentile
+    search: Search | None = None  # then its first points are in `points`, and `probe` makes the others
 
     @property
     def seconds(self) -> float:
-        """An estimate; a workload that runs until a count is not in it."""
-        return self.repeat * sum(point.setup.seconds + OVERHEAD_SECONDS for point in self.points)
+        """An estimate; a workload that runs until a count is not in it. Of a search, the most."""
+        most = self.search.most if self.search else 1
+        return self.repeat * sum(
+            (point.setup.seconds + OVERHEAD_SECONDS) * (1 if point.mark else most) for point in self.points
+        )
 
     @property
     def counted(self) -> bool:
@@ -84,13 +90,19 @@ class Plan:
     def fingerprint(self) -> str:
         """The same for plans whose runs may stand in one result."""
         setups = [[point.setup.to_json(), point.mark, point.settings] for point in self.points]
-        return hashlib.sha256(json.dumps([setups, self.quick], sort_keys=True).encode()).hexdigest()
+        whole = [setups, self.quick, *([asdict(self.search)] if self.search else [])]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def runs(self) -> Iterator[tuple[int, Point]]:
+    def runs(self, points: Sequence[Point] | None = None) -> Iterator[tuple[int, Point]]:
         """Every (repetition, point), repetitions interleaved: a drift of the machine falls on all alike."""
         for repetition in range(self.repeat):
-            for point in self.points:
+            for point in self.points if points is None else points:
                 yield repetition, point
+
+    def probe(self, first: Point, value: int, index: int) -> Point:
+        """Another point of the search that begins with `first`."""
+        assert self.search is not None
+        return _point(self.document, index, None, first.steps, [], self.quick, (self.search, value))
 
 
 def make_plan(document: Document, repeat: int | None = None, quick: bool = False) -> Plan:
@@ -109,16 +121,16 @@ def make_plan(document: Document, repeat: int | None = None, quick: bool = False
     if len(combinations) > MAX_POINTS:
         message = f"makes {len(combinations)} points; at most {MAX_POINTS} are run"
         raise DocumentError(document.file, document.line(("sweep",)), "sweep", message)
-    points: list[Point] = []
-    for mark, steps, own in combinations:
-        overrides = [override for step in steps.values() for override in step.overrides]
-        setup = document.setup([*overrides, *own])
-        settings = {name: step.label for name, step in steps.items()}
-        settings |= {override.key: override.value for override in overrides}
-        shown = {name: step.label for name, step in steps.items()}
-        points.append(Point(len(points), settings, shown, mark, _shorten(setup) if quick else setup))
+    search = search_of(document, frozenset(key for axis in axes for key in axis.keys))
+    first = (search, search.low) if search else None
+    points = [
+        _point(document, index, mark, steps, own, quick, None if mark else first)
+        for index, (mark, steps, own) in enumerate(combinations)
+    ]
+    if search is not None:
+        _check_search(document, search, points)
     title = run["title"] or document.file.rpartition("/")[2].removesuffix(".toml").replace("-", " ")
-    target = document.single("target")
+    target = {key: document.single("target")[key] for key in ("latency", "percentile")}
     repeat = 1 if quick and repeat is None else repeat or run["repeat"]
     return Plan(
         document,
@@ -127,9 +139,38 @@ def make_plan(document: Document, repeat: int | None = None, quick: bool = False
         repeat,
         quick,
         tuple(document.images()),
-        tuple(a.name for a in axes),
+        (*(a.name for a in axes), *([search.key] if search else [])),
         target,
+        search,
     )
+
+
+def _point(
+    document: Document,
+    index: int,
+    mark: str | None,
+    steps: Mapping[str, Step],
+    own: Sequence[Override],
+    quick: bool,
+    probe: tuple[Search, int] | None,
+) -> Point:
+    overrides = [override for step in steps.values() for override in step.overrides]
+    settings: dict[str, Any] = {name: step.label for name, step in steps.items()}
+    shown = {name: step.label for name, step in steps.items()}
+    if probe is not None:
+        search, value = probe
+        overrides.append(Override(search.key, value, document.line(("target", "search"))))
+        shown[search.key] = f"{search.what} {value}"
+    settings |= {override.key: override.value for override in overrides}
+    setup = document.setup([*overrides, *own])
+    return Point(index, settings, shown, mark, _shorten(setup) if quick else setup, steps)
+
+
+def _check_search(document: Document, search: Search, points: Sequence[Point]) -> None:
+    for point in points:
+        workload = next((w for w in point.setup.workloads if w.name == search.workload), None)
+        if workload is not None and not workload.latency:
+            raise document.error(("workload", workload.name, "latency"), "is what [target] searches by")
 
 
 def _combine(axes: list[Axis]) -> Iterator[dict[str, Step]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from engine.experiment.plan import Plan, Point
 from engine.experiment.preflight import warnings
 from engine.experiment.processes import run_point
 from engine.experiment.record import build, failures
+from engine.experiment.search import Search
 from engine.experiment.summary import outliers, summarise, usable
 
 RESULT_FILE = "result.json"
@@ -72,6 +74,9 @@ class Result:
         self.plan = plan
         self.folder = folder
         self.data = data
+        self.points = list(plan.points)  # and those that a search has added
+        for described in data["points"][len(self.points) :]:
+            self.points.append(self._probe(described["settings"], described["index"]))
 
     @classmethod
     def create(cls, plan: Plan, folder: Path) -> Result:
@@ -101,6 +106,7 @@ class Result:
                     "estimated_seconds": round(plan.seconds, 1),
                     "sweep": list(plan.sweep_keys),
                     "target": dict(plan.target),
+                    "search": asdict(plan.search) if plan.search else None,
                 },
                 "points": [_describe_point(point) for point in plan.points],
                 "runs": [],
@@ -126,7 +132,45 @@ class Result:
     def wanted(self) -> list[tuple[int, Point]]:
         """The runs that are still to be made."""
         have = {(r["repetition"], r["point"]) for r in self.data["runs"] if not r["discarded"]}
-        return [(n, point) for n, point in self.plan.runs() if (n, point.index) not in have]
+        return [(n, point) for n, point in self.plan.runs(self.points) if (n, point.index) not in have]
+
+    # ---- a search
+
+    def _probe(self, settings: Mapping[str, Any], index: int) -> Point:
+        """The point with these settings, of the search that it belongs to."""
+        search = self.plan.search
+        assert search is not None
+        group = _group(settings, search)
+        first = next(p for p in self.plan.points if not p.mark and _group(p.settings, search) == group)
+        return self.plan.probe(first, settings[search.key], index)
+
+    def _next_probes(self) -> list[dict[str, Any]]:
+        """Settings of the points that the searches ask for next, from what was measured."""
+        search = self.plan.search
+        if search is None:
+            return []
+        tried: dict[str, dict[int, bool]] = {}
+        for point in self.data["points"]:
+            if not point["mark"] and point["summary"]:
+                value = point["settings"][search.key]
+                group = tried.setdefault(_group(point["settings"], search), {})
+                group[value] = search.within(point["summary"], value)
+        found = []
+        for first in (point for point in self.plan.points if not point.mark):
+            value = search.next_value(tried.get(_group(first.settings, search), {}))
+            if value is not None:
+                found.append({**first.settings, search.key: value})
+        return found
+
+    def search_on(self) -> bool:
+        """Adds the next point of each search; False where all are over."""
+        probes = self._next_probes()
+        for settings in probes:
+            point = self._probe(settings, len(self.points))
+            self.points.append(point)
+            self.data["points"].append(_describe_point(point))
+        self.data["plan"]["points"] = len(self.points)
+        return bool(probes)
 
     def add(self, run: Mapping[str, Any]) -> None:
         self.data["runs"].append(run)
@@ -138,7 +182,7 @@ class Result:
         self.write()
 
     def finish(self) -> None:
-        self.data["complete"] = not self.wanted()
+        self.data["complete"] = not self.wanted() and not self._next_probes()
         self.data["ended"] = _timestamp()
         self.write()
 
@@ -150,10 +194,22 @@ class Result:
 
 
 def run_plan(result: Result, observer: Observer) -> None:
-    """Makes the runs that are still wanted. A run with too much steal is made again, once."""
-    wanted = result.wanted()
-    for number, (repetition, point) in enumerate(wanted):
-        observer.started(number, len(wanted), point)
+    """Makes the runs that are still wanted, and what searches want after them. A run with too much steal is
+    made again, once."""
+    number = 0
+    while True:
+        wanted = result.wanted()
+        _make(result, observer, wanted, number)
+        number += len(wanted)
+        if not result.search_on():
+            break
+    result.finish()
+
+
+def _make(result: Result, observer: Observer, wanted: Sequence[tuple[int, Point]], done: int) -> None:
+    total = done + len(wanted)
+    for number, (repetition, point) in enumerate(wanted, done):
+        observer.started(number, total, point)
         run = _run(point, repetition, attempt=1)
         if run["record"]["engine"]["steal_percent"] > STEAL_LIMIT_PERCENT:
             run["discarded"] = True
@@ -161,8 +217,7 @@ def run_plan(result: Result, observer: Observer) -> None:
             run = _run(point, repetition, attempt=2)
             run["marked"] = run["record"]["engine"]["steal_percent"] > STEAL_LIMIT_PERCENT
         result.add(run)
-        observer.finished(number, len(wanted), point, run)
-    result.finish()
+        observer.finished(number, total, point, run)
 
 
 def _run(point: Point, repetition: int, attempt: int) -> dict[str, Any]:
@@ -197,6 +252,11 @@ def _describe_point(point: Point) -> dict[str, Any]:
         "options": point.setup.to_json(),
         "summary": None,
     }
+
+
+def _group(settings: Mapping[str, Any], search: Search) -> str:
+    """Of one search all points have the same."""
+    return json.dumps({key: value for key, value in settings.items() if key != search.key}, sort_keys=True)
 
 
 def _timestamp() -> str:

@@ -122,6 +122,9 @@ SINGLE: Mapping[str, Mapping[str, Key]] = {
     "target": {
         "latency": Key("time", 0.0),
         "percentile": Key("choice", "99", choices=("50", "99", "99.9")),
+        "search": Key("text"),
+        "range": Key("text"),
+        "points": Key("int", 12, minimum=3),
     },
     "engine": {
         "locking": Key("choice", "per-node", choices=LOCKINGS),

@@ -8,6 +8,7 @@ from typing import Any
 from engine.experiment import answers
 from engine.experiment.answers import STEPS_LEAST
 from engine.experiment.host import OTHER_LIMIT_PERCENT, format_cpu_list
+from engine.experiment.search import KEPT_UP, Search
 from engine.report import figures
 from engine.report.rows import column_name, read_rows
 from engine.report.table import blank_repeats, format_table
@@ -37,9 +38,18 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     for key in dict.fromkeys(key for point in points for key in point["labels"]):
         values = dict.fromkeys(point["labels"][key] for point in points if key in point["labels"])
         lines.append(f"           {key}: {', '.join(values)}")
+    if plan.get("search"):
+        lines.append(f"           {search_line(plan['search'])}")
     for mark in dict.fromkeys(point["mark"] for point in points if point["mark"]):
         lines.append(f"           beside them, as a mark: {mark}")
     return lines
+
+
+def search_line(search: Search) -> str:
+    return (
+        f"each searched: the highest {search.key} in {search.low}..{search.high} with p{search.percentile} "
+        f"within {figures.duration_ns(search.latency_ns)}, at most {figures.plural(search.most, 'point')}"
+    )
 
 
 def placement_lines(placement: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -137,6 +147,7 @@ def answer_lines(data: Mapping[str, Any]) -> list[str]:
                 f"{of}most with {within}: {figures.count(best.iops)} a second{with_} "
                 f"({figures.duration_ns(best.latency_ns)})"
             )
+    lines += [_searched(found) for found in answers.searched(data)]
     for law in answers.scalings(data):
         if len(law.points) >= STEPS_LEAST:
             of = f"{law.group}: " if law.group else ""
@@ -145,6 +156,22 @@ def answer_lines(data: Mapping[str, Any]) -> list[str]:
                 f"{figures.percent(law.contention)}, coherence {100 * law.coherence:.2f} %"
             )
     return lines
+
+
+def _searched(found: answers.Searched) -> str:
+    search = found.search
+    of = f"{found.group}: " if found.group else ""
+    within = f"p{search.percentile} within {figures.duration_ns(search.latency_ns)}"
+    name = f"{search.workload}.{search.what}"
+    beyond = f"{found.beyond} has {figures.duration_ns(found.beyond_latency_ns)}"
+    if search.what != "iodepth" and found.beyond and found.beyond_iops < KEPT_UP * found.beyond:
+        beyond += f", and {figures.count(found.beyond_iops)} of them are done"
+    if found.value is None:
+        return f"{of}not even the lowest {name} that was tried keeps {within}: {beyond}"
+    own = f"{figures.duration_ns(found.latency_ns)}, {figures.count(found.iops)} a second"
+    if found.beyond is None:
+        return f"{of}{name} {found.value}, the highest that was tried, still keeps {within} ({own})"
+    return f"{of}the highest {name} with {within} is {found.value} ({own}); {beyond}"
 
 
 def node_is_buffered(node: Mapping[str, Any]) -> bool:

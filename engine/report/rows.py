@@ -31,8 +31,10 @@ class Row:
 def read_rows(data: Mapping[str, Any]) -> list[Row]:
     keys: list[str] = list(data["plan"]["sweep"])
     points = [point for point in data["points"] if point["summary"] and point["summary"]["iops"]]
+    if search := data["plan"].get("search"):  # points come as it went; they are read as its values rise
+        points = _in_order(points, search["key"])
     if keys:  # the first key's values stay together; a mark that sets that key itself comes last
-        order = list(dict.fromkeys(point["labels"].get(keys[0]) for point in data["points"]))
+        order = list(dict.fromkeys(point["labels"].get(keys[0]) for point in points))
         order.sort(key=lambda label: label is None)
         points.sort(key=lambda point: (order.index(point["labels"].get(keys[0])), point["mark"] is not None))
     runs: dict[int, list[float]] = {}
@@ -50,6 +52,20 @@ def read_rows(data: Mapping[str, Any]) -> list[Row]:
         )
         for point in points
     ]
+
+
+def _in_order(points: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]]:
+    def group(point: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        return [(name, label) for name, label in point["labels"].items() if name != key]
+
+    firsts: list[Any] = []
+    for point in points:
+        if group(point) not in firsts:
+            firsts.append(group(point))
+    return sorted(
+        points,
+        key=lambda p: (p["mark"] is not None, firsts.index(group(p)), 0 if p["mark"] else p["settings"][key]),
+    )
 
 
 def column_name(key: str) -> str:
