@@ -151,3 +151,12 @@ def test_two_workloads_replay_two_files_of_one_recording(folder: Path) -> None:
     first, second = engine.experiment.run("b.toml").data["runs"][0]["record"]["jobs"]
     assert (first["read"]["total_ios"], first["sync"]["total_ios"]) == (2, 0)
     assert (second["read"]["total_ios"], second["sync"]["total_ios"]) == (0, 1)
+
+
+def test_a_recording_without_reads_and_writes(folder: Path) -> None:
+    """Rates count reads and writes, so there are none; what was done is told all the same."""
+    (folder / "a.log").write_text("fio version 3 iolog\n0 a sync 0 0\n10 a trim 0 4096\n")
+    (folder / "b.toml").write_text(BASE + 'replay = "a.log"\n')
+    results = engine.experiment.run("b.toml")
+    assert results.table("points")["iops"] == [0]
+    assert "1 flush, 1 discard" in results._repr_html_()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import engine
+from engine import replay
 from engine.replay import MAX_DISCARD, Recording
 
 V3 = """\
@@ -404,3 +405,10 @@ def test_a_recording_travels_between_processes() -> None:
     assert list(other.operations()) == list(recording.operations()) == before
     assert (other.counts, other.nbytes, other.end) == (recording.counts, recording.nbytes, recording.end)
     assert (other.name, other.seconds, len(other)) == ("some.log", 1.0, 2)
+
+
+def test_the_number_of_operations_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "MAX_OPERATIONS", 5)
+    assert len(Recording.read(written(tmp_path, V3))) == 5
+    with pytest.raises(engine.InvalidArgument, match=r"a.log:10: more than 5 operations"):
+        Recording.read(written(tmp_path, V3 + "4006 /dev/sda sync 0 0\n"))
