@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def run_point(setup: Setup) -> dict[str, Any]:
     workers = []
     try:
         for process in range(setup.processes):
-            wish = {"setup": order, "process": process, "recordings": recordings}
+            wish = {"setup": order, "process": process, "recordings": recordings, "parent": os.getpid()}
             workers.append(_Worker(wish, descriptors))
         for worker in workers:
             worker.expect("ready")

@@ -127,6 +127,7 @@ class Result:
         if data["build"] != build():
             raise UserError(f"{path}: is of another build of the engine; choose another folder")
         data["complete"] = False
+        data["plan"]["repeat"] = max([plan.repeat, *(run["repetition"] + 1 for run in data["runs"])])
         return cls(plan, folder, data)
 
     def wanted(self) -> list[tuple[int, Point]]:
@@ -172,6 +173,10 @@ class Result:
         self.data["plan"]["points"] = len(self.points)
         return bool(probes)
 
+    def attempts(self, repetition: int, point: Point) -> int:
+        """How often this run was made and discarded: a killed sweep may have ended right after that."""
+        return sum(1 for r in self.data["runs"] if (r["repetition"], r["point"]) == (repetition, point.index))
+
     def add(self, run: Mapping[str, Any]) -> None:
         self.data["runs"].append(run)
         point = run["point"]
@@ -189,7 +194,10 @@ class Result:
     def write(self) -> None:
         path = self.folder / RESULT_FILE
         unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(self.data, indent=1, default=str) + "\n", encoding="utf-8")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(self.data, indent=1, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a loss of power could leave an empty file under the good name
         os.replace(unfinished, path)
 
 
@@ -210,14 +218,20 @@ def _make(result: Result, observer: Observer, wanted: Sequence[tuple[int, Point]
     total = done + len(wanted)
     for number, (repetition, point) in enumerate(wanted, done):
         observer.started(number, total, point)
-        run = _run(point, repetition, attempt=1)
-        if run["record"]["engine"]["steal_percent"] > STEAL_LIMIT_PERCENT:
+        attempt = 1 + result.attempts(repetition, point)
+        run = _run(point, repetition, attempt)
+        if attempt == 1 and _disturbed(run):
             run["discarded"] = True
             result.add(run)
             run = _run(point, repetition, attempt=2)
-            run["marked"] = run["record"]["engine"]["steal_percent"] > STEAL_LIMIT_PERCENT
+        run["marked"] = _disturbed(run)
         result.add(run)
         observer.finished(number, total, point, run)
+
+
+def _disturbed(run: Mapping[str, Any]) -> bool:
+    steal: float = run["record"]["engine"]["steal_percent"]
+    return steal > STEAL_LIMIT_PERCENT
 
 
 def _run(point: Point, repetition: int, attempt: int) -> dict[str, Any]:
