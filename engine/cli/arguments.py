@@ -206,12 +206,16 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_NEEDS_RESVG = 'needs resvg-py: pip install "blkengine[png]"'
+
+
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.description = "Makes one HTML page of a result of `engine run`, which needs nothing else."
     parser.set_defaults(command=_run_report)
     parser.add_argument("result", metavar="RESULT", help="a result, or its folder")
     parser.add_argument("-o", "--output", metavar="FILE", help="the page (report.html beside the result)")
     parser.add_argument("--svg", metavar="DIR", help="also each picture by itself, there")
+    parser.add_argument("--png", metavar="DIR", help=f"the same as PNG; {_NEEDS_RESVG}")
     parser.add_argument(
         "--perfetto", metavar="FILE", help="also the traces, for ui.perfetto.dev (experiments with run.trace)"
     )
@@ -226,7 +230,8 @@ def _run_report(arguments: argparse.Namespace) -> int:
 
 def _compare(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Says in words what differs between two results of `engine run`, point by point, beyond noise."
+        "Says what differs between two results of `engine run`, point by point, beyond the noise of their "
+        "runs: in words, and as a picture with each run and the interval of the ratio of medians."
     )
     parser.set_defaults(command=_run_compare)
     parser.add_argument("a", metavar="A", help="a result, or its folder: what was")
@@ -237,6 +242,9 @@ def _compare(parser: argparse.ArgumentParser) -> None:
         metavar="N%",
         help="exit status 1 where B is slower than A by so much, beyond noise",
     )
+    parser.add_argument("--html", metavar="FILE", help="also as a page: picture, table, hosts, experiments")
+    parser.add_argument("--svg", metavar="FILE", help="also the picture by itself")
+    parser.add_argument("--png", metavar="FILE", help=f"the same as PNG; {_NEEDS_RESVG}")
 
 
 def _run_compare(arguments: argparse.Namespace) -> int:

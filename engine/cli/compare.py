@@ -1,11 +1,12 @@
-"""`engine compare`: in words, what differs between two results beyond the noise of their runs."""
+"""`engine compare`: what differs between two results beyond noise, in words and as a picture."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from engine.experiment.compare import RUNS_LEAST, Comparison, Difference, compare
-from engine.experiment.results import load_results
+from engine.experiment.results import Results, load_results
 from engine.report import figures
 
 
@@ -17,6 +18,7 @@ def run(arguments: Namespace) -> int:
     print(f"B  {b.path}: {b.title}")
     for line in _lines(found):
         print(line)
+    _draw(arguments, found, a, b)
     limit = arguments.fail_if_slower
     if limit is None:
         return 0
@@ -31,6 +33,24 @@ def run(arguments: Namespace) -> int:
     if not found.differences:
         print("FAILED: the results have no point in common")
     return 1 if slower or mute or not found.differences else 0
+
+
+def _draw(arguments: Namespace, found: Comparison, a: Results, b: Results) -> None:
+    if not (arguments.html or arguments.svg or arguments.png):
+        return
+    from engine.report.against import draw, page
+    from engine.report.png import png
+
+    picture = draw(found, a.data, b.data)
+    contents = [
+        ("page", arguments.html, page(found, a, b).encode()),
+        ("picture", arguments.svg, picture.encode()),
+        ("picture", arguments.png, png(picture) if arguments.png else b""),
+    ]
+    for kind, name, content in contents:
+        if name:
+            Path(name).write_bytes(content)
+            print(f"{kind:<9}{name}")
 
 
 def _lines(found: Comparison) -> list[str]:

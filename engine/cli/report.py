@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.experiment.results import load_results
@@ -10,6 +11,7 @@ from engine.report.page import page
 from engine.report.perfetto import perfetto
 from engine.report.picture import draw
 from engine.report.pictures import charts
+from engine.report.png import png
 
 PAGE_FILE = "report.html"
 
@@ -19,14 +21,23 @@ def run(arguments: Namespace) -> int:
     target = Path(arguments.output) if arguments.output else results.path.parent / PAGE_FILE
     target.write_text(page(results.data), encoding="utf-8")
     print(f"page     {target}")
-    if arguments.svg:
-        folder = Path(arguments.svg)
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate([draw(results.data), *charts(results.data)], 1):
-            path = folder / f"picture-{number}.svg"
-            path.write_text(picture, encoding="utf-8")
-            print(f"picture  {path}")
+    if arguments.svg or arguments.png:
+        pictures = [draw(results.data), *charts(results.data)]
+        _write(pictures, arguments.svg, "svg", str.encode)
+        _write(pictures, arguments.png, "png", png)
     if arguments.perfetto:
         Path(arguments.perfetto).write_bytes(perfetto(results.data, arguments.point))
         print(f"traces   {arguments.perfetto}   (open it at https://ui.perfetto.dev)")
     return 0
+
+
+def _write(pictures: list[str], folder: str | None, suffix: str, encode: Callable[[str], bytes]) -> None:
+    """Each by itself; `folder` None: not asked for."""
+    if folder is None:
+        return
+    for number, picture in enumerate(pictures, 1):
+        path = Path(folder) / f"picture-{number}.{suffix}"
+        content = encode(picture)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        print(f"picture  {path}")

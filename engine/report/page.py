@@ -34,10 +34,10 @@ pre { overflow-x: auto; background: #f3f5f7; padding: .8rem; border-radius: 6px;
 
 def page(data: Mapping[str, Any]) -> str:
     """HTML of a result as `engine run` keeps it."""
-    title = escape(data["title"])
+    title = str(data["title"])
     ended = f" to {data['ended']}" if data["ended"] else ", not ended"
     parts = [
-        f"<h1>{title}</h1>",
+        f"<h1>{escape(title)}</h1>",
         f'<p class="note">Measured from {escape(data["started"])}{escape(ended)}.</p>',
         *(f'<div class="wide">{picture}</div>' for picture in (draw(data), *charts(data))),
         "<h2>Figures</h2>",
@@ -45,14 +45,23 @@ def page(data: Mapping[str, Any]) -> str:
         _workloads(data),
         *(f'<p class="note">{escape(line)}</p>' for line in note_lines(data)),
         "<h2>Where it was measured</h2>",
-        _lines([*host_lines(data), *placement_lines(data["placement"]), *preflight_lines(data)]),
+        circumstances(data),
         "<h2>Experiment</h2>",
-        _lines(str(data["experiment"]["text"]).splitlines()),
+        preformatted(str(data["experiment"]["text"]).splitlines()),
     ]
+    return document(title, parts)
+
+
+def circumstances(data: Mapping[str, Any]) -> str:
+    return preformatted([*host_lines(data), *placement_lines(data["placement"]), *preflight_lines(data)])
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page of these pieces of HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
@@ -65,7 +74,7 @@ def excerpt(data: Mapping[str, Any]) -> str:
     return f'<div style="background:#ffffff;color:#1f2328;max-width:60rem">{pictures}{tables}</div>'
 
 
-def _lines(lines: Sequence[str]) -> str:
+def preformatted(lines: Sequence[str]) -> str:
     return "<pre>" + escape("\n".join(lines)) + "</pre>"
 
 
@@ -89,8 +98,16 @@ def _table(data: Mapping[str, Any]) -> str:
             figures.percent(row.median("lock_wait_share")),
             *(figures.duration_ns(row.median(f"latency_p{p}_ns")) for p in ("50", "99", "99.9")),
         ]
-        rows.append(_row("td", own, values))
-    return f'<div class="wide"><table>{_row("th", words, head)}{"".join(rows)}</table></div>'
+        rows.append((own, values))
+    return table_of(words, head, rows)
+
+
+def table_of(
+    words: Sequence[str], head: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[str]]]
+) -> str:
+    """The first columns hold words, the others figures."""
+    body = "".join(_row("td", *row) for row in rows)
+    return f'<div class="wide"><table>{_row("th", words, head)}{body}</table></div>'
 
 
 def _workloads(data: Mapping[str, Any]) -> str:

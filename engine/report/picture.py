@@ -134,14 +134,14 @@ def _heading(canvas: Canvas, data: Mapping[str, Any]) -> float:
         canvas.text(_MARGIN, y, part, 20, bold=True)
         y += 26
     y -= 4
-    for line in (*_settings(data), *_machine(data)):
+    for line in (*settings_lines(data), *machine_lines(data)):
         for part in wrap(line, 12, WIDTH - 2 * _MARGIN):
             canvas.text(_MARGIN, y, part, 12, fill=SOFT)
             y += 17
     return y + 6
 
 
-def _settings(data: Mapping[str, Any]) -> list[str]:
+def settings_lines(data: Mapping[str, Any]) -> list[str]:
     """What all points have in common; where they differ the values are listed."""
     workloads = [w for point in data["points"] for w in point["options"]["workloads"]]
     contexts = [c for point in data["points"] for c in point["options"]["contexts"]]
@@ -174,7 +174,7 @@ def _each(values: Any) -> str:
     return ", ".join(str(value) for value in dict.fromkeys(values))
 
 
-def _machine(data: Mapping[str, Any]) -> list[str]:
+def machine_lines(data: Mapping[str, Any]) -> list[str]:
     host, build = data["host"], data["build"]
     kind = "" if build["optimised"] and not build["sanitized"] else ", DEBUG BUILD"
     cpus = figures.plural(len(host["cpus_allowed"]), "CPU")
