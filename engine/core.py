@@ -325,7 +325,8 @@ class Engine(Owner):
         rw: "read", "write", "rw" in order; "randread", "randwrite", "randrw" at random; rwmixread: percent of
         reads in a mix. bs: bytes of a request. iodepth: requests in flight. It ends after `count` requests or
         `runtime` seconds, whichever is given and comes first. rate_iops: 0 is a closed loop; else requests
-        start at that rate, and latency counts from the intended start. offset, length: the range, in bytes;
+        start at that rate, latency counts from the intended start, and those that never found a place among
+        `iodepth` until the end count with their wait (`unissued`). offset, length: the range, in bytes;
         length 0: to the end. flush_every: a flush after so many writes. latency: keep histograms. verify:
         writes carry a pattern, and reads of what was written are checked. trace: one request in so many is
         traced, 0 none; see `Workload.traces`. context: where it runs; None: with its queue, or main. Sizes

@@ -53,6 +53,7 @@ class WorkloadResult:
     error_offset: int
     verify_errors: int
     late: int  # open loop: issued after the intended start, because iodepth was full
+    unissued: int  # open loop: due and never issued; among the latencies, with their wait until the end
     started_ns: int
     ended_ns: int  # now, while it is running; 0 before it is started
     depth: list[int]  # requests submitted at depth 1, 2, 4, 8, 16, 32, 64, and 128 or more (by the floor)

@@ -29,6 +29,14 @@ class Histogram {
         if (ns < min_.get()) min_.set(ns);
         if (ns > max_.get()) max_.set(ns);
     }
+    // So many values of one bucket, spread evenly from the lowest to the highest.
+    void record_many(uint64_t low_ns, uint64_t high_ns, uint64_t count) noexcept {
+        if (count == 0) return;
+        buckets_[bucket_of(high_ns)].add(count);
+        sum_.add(count * (low_ns + (high_ns - low_ns) / 2));
+        if (low_ns < min_.get()) min_.set(low_ns);
+        if (high_ns > max_.get()) max_.set(high_ns);
+    }
     void absorb(const Histogram& other) noexcept {
         for (unsigned i = 0; i < bucket_count; i++) buckets_[i].add(other.buckets_[i].get());
         sum_.add(other.sum_.get());

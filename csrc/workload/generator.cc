@@ -1,6 +1,7 @@
 // The load generator's core. Home thread of its context, but for the control plane at the end.
 #include "workload/generator.hh"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.hh"
@@ -19,7 +20,11 @@ Generator::Generator(Instance& engine, const engine_workload_config& config, aio
     end_timer_.generator = due_timer_.generator = this;
     end_timer_.fire = [](aio::Timer* timer) {
         Generator* self = static_cast<Clock*>(timer)->generator;
-        self->end_issuing();
+        if (self->open_loop_) {  // what fell due since the last look still goes out
+            self->refill();
+            self->issued();
+        }
+        self->end_issuing_due_before(self->ends_ns_);
         self->finish_if_idle();
     };
     over_message_.generator = this;
@@ -81,18 +86,82 @@ void Generator::issue_next(uint64_t start_ns) noexcept {
     issue(ticket);
 }
 
-// The next request's intended start.
-uint64_t Generator::start_of_due() const noexcept {
-    if (sized_) return started_ns_.get() + replay_.due_ns();
+// At a rate: the k-th request's intended start.
+uint64_t Generator::start_of_due(uint64_t number) const noexcept {
     return started_ns_.get() +
-           static_cast<uint64_t>(static_cast<unsigned __int128>(due_) * 1000000000u / config_.rate_iops);
+           static_cast<uint64_t>(static_cast<unsigned __int128>(number) * 1000000000u / config_.rate_iops);
+}
+
+uint64_t Generator::start_of_next() const noexcept {
+    return sized_ ? started_ns_.get() + replay_.due_ns() : start_of_due(due_);
+}
+
+// How many requests have their intended start before that time.
+uint64_t Generator::due_before(uint64_t ns) const noexcept {
+    uint64_t passed_ns = ns - started_ns_.get();
+    return static_cast<uint64_t>(
+        (static_cast<unsigned __int128>(passed_ns) * config_.rate_iops + 999999999u) / 1000000000u);
+}
+
+// Open loop: what is due by then and has found no ticket is never issued. It counts all the same: left out,
+// the requests that a stall holds up worst would be those that no percentile knows of.
+void Generator::end_issuing_due_before(uint64_t ns) noexcept {
+    if (open_loop_ && sized_) {
+        missed_ = left_;
+        missed_before_ns_ = ns;
+    } else if (open_loop_ && left_ != 0) {
+        uint64_t due = due_before(ns);
+        missed_ = due > due_ ? std::min(due - due_, left_) : 0;
+    }
+    end_issuing();
+}
+
+// A missed request has waited from its intended start until now, at least. They are many, maybe, and their
+// waits lie at equal distances: a step for each bucket.
+void Generator::record_missed() noexcept {
+    if (sized_) {
+        record_missed_of_replay();
+        return;
+    }
+    uint64_t now_ns = context_.now_ns();
+    uint64_t rest = 0;  // of the share of reads, in percent of a request
+    unissued_.add(missed_);
+    while (missed_ != 0) {
+        uint64_t longest_ns = now_ns - start_of_due(due_);
+        uint64_t low_ns = base::Histogram::low_of(base::Histogram::bucket_of(longest_ns));
+        uint64_t number = std::clamp<uint64_t>(due_before(now_ns - low_ns + 1) - due_, 1, missed_);
+        uint64_t shortest_ns = now_ns - start_of_due(due_ + number - 1);
+        uint64_t percents = number * config_.read_percent + rest;
+        uint64_t reads = std::min(number, percents / 100);
+        rest = percents % 100;
+        if (latency_) {
+            ways_[0].latency_ns.record_many(shortest_ns, longest_ns, reads);
+            ways_[1].latency_ns.record_many(shortest_ns, longest_ns, number - reads);
+        }
+        due_ += number;
+        missed_ -= number;
+    }
+}
+
+// Each has its own time and kind.
+void Generator::record_missed_of_replay() noexcept {
+    uint64_t now_ns = context_.now_ns();
+    for (; missed_ != 0 && start_of_next() < missed_before_ns_; missed_--) {
+        uint64_t start_ns = start_of_next();
+        Ticket ticket{};
+        replay_.take(ticket);
+        unissued_.increment();
+        if (latency_) ways_[static_cast<unsigned>(ticket.kind)].latency_ns.record(now_ns - start_ns);
+    }
+    missed_ = 0;
 }
 
 void Generator::refill_open_loop() noexcept {
     uint64_t now_ns = context_.now_ns();
     bool late = full_;  // then whatever is due by now had to wait for a ticket
     while (left_ != 0) {
-        uint64_t start_ns = start_of_due();
+        uint64_t start_ns = start_of_next();
+        if (start_ns >= ends_ns_) return;
         if (start_ns > now_ns) {
             if (free_ != nullptr) full_ = false;
             context_.timers().arm_reserved(&due_timer_, start_ns);
@@ -162,6 +231,7 @@ void Generator::finish_if_idle() noexcept {
     context_.timers().cancel(&due_timer_);
     context_.timers().unreserve(&end_timer_);
     context_.timers().unreserve(&due_timer_);
+    record_missed();
     end();
     ended_ns_.set(context_.now_ns());
     context_.ready(&over_message_);
@@ -263,7 +333,10 @@ int Generator::begin_running() {
     running_ = true;
     uint64_t now_ns = context_.now_ns();
     started_ns_.set(now_ns);
-    if (config_.runtime_ns != 0) timers.arm_reserved(&end_timer_, now_ns + config_.runtime_ns);
+    if (config_.runtime_ns != 0) {
+        ends_ns_ = now_ns + config_.runtime_ns;
+        timers.arm_reserved(&end_timer_, ends_ns_);
+    }
     refill();
     issued();
     if (left_ == 0) finish_if_idle();  // a stop came in before
@@ -317,7 +390,7 @@ int Generator::start(engine_error* error) {
 int Generator::stop() noexcept {
     if (state_.load_acquire() != 1) return 0;
     auto stop_now = [this] {
-        end_issuing();
+        end_issuing_due_before(std::min(context_.now_ns() + 1, ends_ns_));
         finish_if_idle();
     };
     if (context_.on_home()) {
@@ -367,6 +440,7 @@ void Generator::read_result(engine_workload_result* out) const noexcept {
     out->started_ns = started_ns_.get();
     out->ended_ns = out->running != 0 ? context_.now_ns() : ended_ns_.get();
     out->late = late_.get();
+    out->unissued = unissued_.get();
     for (unsigned i = 0; i < 8; i++) out->depth[i] = depth_[i].get();
     for (unsigned kind = 0; kind < 2; kind++) {
         out->requests[kind] = ways_[kind].requests.get();

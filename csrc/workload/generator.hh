@@ -93,13 +93,18 @@ class alignas(128) Generator {
     void end_issuing() noexcept { left_ = 0; }
     [[gnu::noinline]] void failed(const Ticket& ticket, int result) noexcept;
     [[gnu::noinline, gnu::cold]] void end_trace(Ticket& ticket, int result) noexcept;
+    void end_issuing_due_before(uint64_t ns) noexcept;
+    void record_missed() noexcept;
+    void record_missed_of_replay() noexcept;
     [[gnu::noinline]] void verify(const Ticket& ticket) noexcept;
     [[gnu::noinline]] void finish_if_idle() noexcept;
     void fill(const Ticket& ticket) noexcept;
     bool matches(const Ticket& ticket) noexcept;
     void mark_written(uint64_t offset) noexcept;
     bool was_written(uint64_t offset) const noexcept;
-    uint64_t start_of_due() const noexcept;
+    uint64_t start_of_next() const noexcept;
+    uint64_t start_of_due(uint64_t number) const noexcept;
+    uint64_t due_before(uint64_t ns) const noexcept;
 
     // --- constant while running
     uint64_t first_block_ = 0;
@@ -112,8 +117,11 @@ class alignas(128) Generator {
     base::Random random_;
     Replay replay_;
     uint64_t next_block_ = 0;
-    uint64_t left_ = 0;  // requests to issue; 0 also when it is to stop
-    uint64_t due_ = 0;   // open loop: requests whose intended start has been taken
+    uint64_t left_ = 0;              // requests to issue; 0 also when it is to stop
+    uint64_t due_ = 0;               // open loop: requests whose intended start has been taken
+    uint64_t missed_ = 0;            // open loop: those after them that were due and will not be issued
+    uint64_t missed_before_ns_ = 0;  // of a replay: those that were due by then, of `missed_` at most
+    uint64_t ends_ns_ = UINT64_MAX;  // when time is up
     uint64_t writes_since_flush_ = 0;
     uint32_t in_flight_ = 0;
     bool running_ = false;
@@ -132,7 +140,7 @@ class alignas(128) Generator {
         base::Histogram latency_ns;
     };
     Way ways_[4];  // by Kind
-    base::Counter errors_, verify_errors_, late_, depth_[8];
+    base::Counter errors_, verify_errors_, late_, unissued_, depth_[8];
     base::Counter started_ns_, ended_ns_, error_errnum_, error_offset_;
     base::Atomic<uint32_t> state_{0};  // 0 made, 1 started, 2 over
     aio::Signal over_;

@@ -115,7 +115,13 @@ def _late(engine: Mapping[str, Any]) -> list[str]:
         return []
     late = sum(generator["late"] for generator in engine["generators"])
     share = figures.percent(late / engine["requests"] if engine["requests"] else None)
-    return [f"started late       {late} requests ({share}): the depth was full at their intended start"]
+    lines = [f"started late       {late} requests ({share}): the depth was full at their intended start"]
+    if unissued := sum(generator["unissued"] for generator in engine["generators"]):
+        lines.append(
+            f"never started      {unissued} requests: the depth was full from their intended start to the "
+            "end; they are among the latencies with that wait"
+        )
+    return lines
 
 
 def _contexts(engine: Mapping[str, Any]) -> list[str]:

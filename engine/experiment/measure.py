@@ -350,6 +350,7 @@ def _result(generator: Generator, workload: Workload) -> dict[str, Any]:
         "verify_errors": result.verify_errors,
         "open_loop": bool(result.open_loop),
         "late": result.late,
+        "unissued": result.unissued,
         "seconds": result.seconds,
         "depth": list(result.depth),
         "read_latency": result.read_latency.to_dict(),

@@ -23,6 +23,7 @@ _SUMS = (
     "errors",
     "verify_errors",
     "late",
+    "unissued",
 )
 
 

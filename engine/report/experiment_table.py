@@ -190,6 +190,16 @@ def _exceptions(data: Mapping[str, Any]) -> list[str]:
         lines.append(f"{figures.plural(marked, 'run')} kept with more than 2 % steal, marked with *")
     if far := sum(1 for run in data["runs"] if run.get("outlier")):
         lines.append(f"{figures.plural(far, 'run')} far from the median of the point; counted all the same")
+    unissued = [
+        sum(generator.get("unissued", 0) for generator in run["record"]["engine"].get("generators", ()))
+        for run in data["runs"]
+        if not run["discarded"]
+    ]
+    if some := sum(1 for number in unissued if number):
+        lines.append(
+            f"{figures.plural(some, 'run')} of an open loop ended with up to {figures.count(max(unissued))} "
+            "requests due that were never started: percentiles count them, with their wait until the end"
+        )
     found = [run["record"]["engine"].get("settled") for run in data["runs"] if not run["discarded"]]
     if moving := [one for one in found if one is not None and not one["steady"]]:
         drift = max(abs(one["drift"]) for one in moving)

@@ -72,6 +72,8 @@ typedef struct engine_workload_result {
     uint64_t discard_bytes;
     engine_histogram flush_latency_ns;
     engine_histogram discard_latency_ns;
+    uint64_t unissued;        /* open loop: requests that fell due, found iodepth full to the end, and were never
+                                 issued; in latency_ns all the same, with their wait until then */
 } engine_workload_result;
 
 ENGINE_API int engine_workload_create(engine_t *engine, const engine_workload_config *config,
