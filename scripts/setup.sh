@@ -90,6 +90,7 @@ want_for_tests() {
     want valgrind "valgrind, which counts instructions" has valgrind
     want libc6-dbg "the symbols that valgrind needs" dpkg -s libc6-dbg
     want strace "strace, which counts system calls" has strace
+    want fonts-dejavu-core "a font, for pictures as PNG" test -d /usr/share/fonts/truetype
 }
 
 runtimes_of() {

@@ -17,6 +17,7 @@ from engine.report.svg import Canvas, fit, text_width
 WIDTH, HEIGHT = 960.0, 400.0
 _LEFT, _TOP, _BOTTOM = 86.0, 76.0, 52.0
 _LEGEND_MAX = 360.0
+MARKS_MAX = 100  # circles of a line; more would be a thick line
 INK, SOFT, FAINT = "#1f2328", "#59636e", "#e4e8ec"
 # Told apart by people with any colour vision, in this order.
 COLOURS = ("#2563c9", "#d4622a", "#12886b", "#a03f9a", "#8a6d1a", "#4b5563")
@@ -141,9 +142,9 @@ def draw(title: str, across: Axis, up: Axis, series: Sequence[Series]) -> Canvas
         if not line.marks:
             dash = "2 3"
         places = [at(point) for point in line.points]
-        for start, end in itertools.pairwise(places):
-            canvas.line(start, end, colour, 2.0 if line.marks else 1.2, dash)
-        for x, y in places if line.marks else ():
+        if len(places) > 1:
+            canvas.polyline(places, colour, 2.0 if line.marks else 1.2, dash)
+        for x, y in places if line.marks and len(places) <= MARKS_MAX else ():
             canvas.circle(x, y, 3.0, "#ffffff", colour)
         if legend:
             y = top + 8 + 22 * number

@@ -6,6 +6,7 @@ here fits everywhere. The canvas remembers the box of each text: `collisions` sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
@@ -72,6 +73,7 @@ class Box:
 
 class Canvas:
     def __init__(self, width: float, title: str, description: str) -> None:
+        self.title = title
         self.width = width
         self.height = 0.0
         self.texts: list[Box] = []
@@ -108,6 +110,14 @@ class Canvas:
         (x1, y1), (x2, y2) = start, end
         attributes: _Attributes = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "stroke": stroke}
         self._add("line", attributes | {"stroke-width": width, "stroke-dasharray": dash})
+
+    def polyline(
+        self, points: Sequence[tuple[float, float]], stroke: str, width: float = 1.0, dash: str | None = None
+    ) -> None:
+        """Through all of them, as one element."""
+        places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        attributes: _Attributes = {"points": places, "fill": "none", "stroke": stroke, "stroke-width": width}
+        self._add("polyline", attributes | {"stroke-dasharray": dash, "stroke-linejoin": "round"})
 
     def circle(self, x: float, y: float, radius: float, fill: str, stroke: str) -> None:
         self._add("circle", {"cx": x, "cy": y, "r": radius, "fill": fill, "stroke": stroke})
