@@ -22,6 +22,7 @@ SUITES = (
     "threads_vs_uring",
     "uring_three",
     "direct_vs_fio",
+    "generator_cost",
     "messages",
     "filters",
     "throttle",

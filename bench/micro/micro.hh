@@ -88,9 +88,9 @@ class Engine {
 class Load {
   public:
     // `filename` NULL: a null node; "filters=N": under filters; "trace=N": one request in N is traced.
-    // `count` 0: until stop().
+    // `count` 0: until stop(). `rate` 0: closed loop.
     Load(Engine& engine, engine_context_t* context, const char* filename, bool over_queue, uint32_t depth,
-         uint64_t count) {
+         uint64_t count, uint64_t rate = 0) {
         open_node(engine, filename);
         engine_workload_config config{};
         config.size = sizeof config;
@@ -99,6 +99,7 @@ class Load {
         config.block_size = 4096;
         config.iodepth = depth;
         config.count = count;
+        config.rate_iops = rate;
         config.runtime_ns = count == 0 ? 60'000'000'000 : 0;
         config.seed = 1;
         if (traced(filename)) config.trace_every = static_cast<uint32_t>(number(filename + 6, "trace"));

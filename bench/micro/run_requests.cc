@@ -4,8 +4,9 @@
 // Under callgrind $NO_IO_URING must be set: valgrind 3.19 runs no other thread while one waits in
 // io_uring_enter. The engine then falls back to its threads backend, which a null node never uses.
 //
-// usage: run_requests COUNT node|queue DEPTH [FILE | filters=N | trace=N]
-//        none: a null node; N filters above it; one request in N is traced
+// usage: run_requests COUNT node|queue DEPTH [FILE | filters=N | trace=N | rate=N]
+//        a null node without FILE; under N filters; one request in N traced; at N requests a second, an open
+//        loop
 #include <dlfcn.h>
 #include <liburing.h>
 
@@ -21,17 +22,22 @@ extern "C" int io_uring_queue_init_params(unsigned entries, io_uring* ring, io_u
 
 int main(int argc, char** argv) {
     if (argc < 4 || argc > 5)
-        micro::fail("usage", "run_requests COUNT node|queue DEPTH [FILE | filters=N | trace=N]");
+        micro::fail("usage", "run_requests COUNT node|queue DEPTH [FILE | filters=N | trace=N | rate=N]");
     uint64_t count = micro::number(argv[1], "COUNT");
     auto depth = static_cast<uint32_t>(micro::number(argv[3], "DEPTH"));
     // Without a file nothing reaches the backend; and valgrind's one lock is held by a thread that waits in
     // io_uring.
-    bool file = argc == 5 && strchr(argv[4], '=') == nullptr;
+    const char* target = argc == 5 ? argv[4] : nullptr;
+    uint64_t rate = 0;
+    if (target != nullptr && strncmp(target, "rate=", 5) == 0) {
+        rate = micro::number(target + 5, "rate");
+        target = nullptr;
+    }
+    bool file = target != nullptr && strchr(target, '=') == nullptr;
     micro::Engine engine(file ? ENGINE_BACKEND_AUTO : ENGINE_BACKEND_THREADS);
     // It does not poll: how long it polls is chance, and would be counted.
     engine_context_t* context = engine.add_context("io0", -1, 0);
-    micro::Load load(engine, context, argc == 5 ? argv[4] : nullptr, micro::names_queue(argv[2]), depth,
-                     count);
+    micro::Load load(engine, context, target, micro::names_queue(argv[2]), depth, count, rate);
     engine_context_stats before{};
     engine_context_stats after{};
     before.size = after.size = sizeof after;

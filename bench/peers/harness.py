@@ -63,17 +63,20 @@ class Peer:
     at_least: float | None = None
     at_most: float | None = None
     latency: bool = False  # the ratio of mean latencies is shown and judged by the same marks, too
+    percentiles: tuple[float, ...] = ()  # ratios of these latencies are shown, and judged …
+    percentiles_within: float = 0.1  # … to lie so near to 1
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A figure that each round yields from the rates of its sides, by their names."""
+    """What each round yields from the rates of its sides, or another figure of theirs, by their names."""
 
     name: str
     unit: str
     of: Callable[[Mapping[str, float]], float]
     at_least: float | None = None
     at_most: float | None = None
+    figure: str = "rate"  # of each Run
 
 
 @dataclass(frozen=True)
@@ -266,8 +269,23 @@ class Outcome:
         values = [a / b for a, b in pairs if a is not None and b]
         return spread(values) if values else None
 
+    def percentile_ratios(self, index: int, percentile: float) -> dict[str, float] | None:
+        """Of the first direction of each side."""
+        key = f"{percentile:.6f}"
+
+        def of(run: Run) -> float | None:
+            found: float | None = next(iter(run.details.get("percentiles_ns", [])), {}).get(key)
+            return found
+
+        pairs = [(of(r.subject), of(r.peers[index])) for r in self.kept]
+        values = [a / b for a, b in pairs if a is not None and b]
+        return spread(values) if values else None
+
     def derived(self, figure: Derived) -> dict[str, float]:
-        return spread([figure.of({run.side: run.rate for run in (r.subject, *r.peers)}) for r in self.kept])
+        def value(run: Run) -> float:
+            return float(getattr(run, figure.figure))
+
+        return spread([figure.of({run.side: value(run) for run in (r.subject, *r.peers)}) for r in self.kept])
 
     def same_ratios(self) -> dict[str, float]:
         return spread([r.again.rate / r.subject.rate for r in self.kept])
@@ -290,6 +308,11 @@ class Outcome:
                 low, high = peer.at_least, 2 - peer.at_least
                 asked = f"latency {low:g} to {high:g} x {peer.side.name}"
                 found.append((asked, low <= latency["median"] <= high))
+            for percentile in peer.percentiles:
+                ratio, within = self.percentile_ratios(index, percentile), peer.percentiles_within
+                if ratio is not None:
+                    asked = f"p{percentile:g} {1 - within:g} to {1 + within:g} x {peer.side.name}"
+                    found.append((asked, abs(ratio["median"] - 1) <= within))
         for figure in self.comparison.derived:
             median = self.derived(figure)["median"]
             if figure.at_least is not None:
@@ -332,6 +355,7 @@ class Outcome:
                     "peer": peer.side.name,
                     "rate": self.ratios(index),
                     "latency": self.latency_ratios(index),
+                    "percentiles": {f"{p:g}": self.percentile_ratios(index, p) for p in peer.percentiles},
                     "at_least": peer.at_least,
                     "at_most": peer.at_most,
                 }
@@ -406,6 +430,10 @@ def describe(outcome: Outcome) -> list[str]:
         latency = outcome.latency_ratios(index) if peer.latency else None
         if latency is not None:
             lines.append(f"  latency to {peer.side.name:<23} {triple(latency)}")
+        for percentile in peer.percentiles:
+            ratios = outcome.percentile_ratios(index, percentile)
+            if ratios is not None:
+                lines.append(f"  {f'p{percentile:g} to {peer.side.name}':<34} {triple(ratios)}")
     lines += [
         f"  {figure.name:<34} {triple(outcome.derived(figure))} {figure.unit}"
         for figure in comparison.derived
