@@ -70,7 +70,7 @@ def rate_axis(series: Sequence[Series]) -> Axis:
 
 
 def latency_axis(series: Sequence[Series]) -> Axis:
-    return _decades("latency", [y for line in series for _, y in line.points], figures.duration_ns)
+    return _decades("latency", [y for line in series for _, y in line.points], figures.round_duration)
 
 
 def microsecond_axis(series: Sequence[Series]) -> Axis:
@@ -84,8 +84,14 @@ def microsecond_axis(series: Sequence[Series]) -> Axis:
 
 
 def time_axis(seconds: float) -> Axis:
-    ticks = tuple((seconds * n / 5, f"{figures.three_digits(seconds * n / 5)} s") for n in range(6))
-    return Axis("time", lambda x: x / seconds, ticks)
+    return Axis("time", lambda x: x / seconds, time_ticks(seconds))
+
+
+def time_ticks(seconds: float) -> tuple[tuple[float, str], ...]:
+    """Round times from 0 on, up to eight of them."""
+    step = 10.0 ** math.floor(math.log10(seconds))
+    step *= next(factor for factor in (0.2, 0.5, 1.0, 2.0) if seconds / (step * factor) <= 7)
+    return tuple((n * step, f"{n * step:g} s") for n in range(math.floor(seconds / step + 1e-9) + 1))
 
 
 def _decades(title: str, values: Sequence[float], write: Callable[[float], str]) -> Axis:

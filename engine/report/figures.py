@@ -62,6 +62,12 @@ def duration_ns(value: float | None) -> str:
     return f"{value:.0f} ns"
 
 
+def round_duration(ns: float) -> str:
+    """For the ticks of an axis: 10 µs, 1.5 ms."""
+    number, _, unit = duration_ns(ns).partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+
 def microseconds(value: float | None) -> str:
     """CPU time per request: always µs, so that figures can be compared at a glance."""
     if value is None:

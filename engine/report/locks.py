@@ -13,7 +13,7 @@ from engine.report import figures
 from engine.report.chart import COLOURS, INK, SOFT, WIDTH
 from engine.report.svg import Canvas, fit
 
-_TOP, _ROW, _LEFT, _RIGHT = 84.0, 27.0, 250.0, 640.0
+_TOP, _ROW, _LEFT, _RIGHT = 84.0, 27.0, 250.0, 560.0
 _ROWS_MAX = 12
 
 
@@ -61,8 +61,8 @@ def lock_picture(data: Mapping[str, Any]) -> list[Canvas]:
     title = "Locks that were found taken" + (f": {point['title']}" if point["title"] else "")
     canvas = Canvas(WIDTH, title, f"{title}; the longest bar is the most")
     canvas.text(28, 36, fit(title, 17, WIDTH - 56, bold=True), 17, fill=INK, bold=True)
-    heads = ("of acquisitions", "in 1000 requests", "wait a request")
-    places = (_RIGHT + 92, _RIGHT + 192, _RIGHT + 292)
+    heads = ("times", "of acquisitions", "in 1000 requests", "wait a request")
+    places = (_RIGHT + 60, _RIGHT + 164, _RIGHT + 276, _RIGHT + 372)
     for x, text in zip(places, heads, strict=True):
         canvas.text(x, _TOP - 14, text, 11, fill=SOFT, anchor="end")
     most = found[0].contended
@@ -74,6 +74,7 @@ def lock_picture(data: Mapping[str, Any]) -> list[Canvas]:
         canvas.rect(_LEFT, y + 1, one.contended / most * (_RIGHT - _LEFT), _ROW - 9, COLOURS[0], radius=2)
         wait = None if one.wait_ns is None or not one.requests else one.wait_ns / one.requests
         cells = (
+            figures.count(one.contended),
             figures.percent(one.contended / one.acquisitions if one.acquisitions else None),
             figures.three_digits(1000 * one.contended / one.requests) if one.requests else figures.NONE,
             figures.duration_ns(wait),

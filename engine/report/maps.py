@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.experiment import answers
+from engine.experiment.series import COARSER
+from engine.histogram import bucket_of, low_of
 from engine.report import figures
-from engine.report.chart import INK, SOFT, WIDTH
+from engine.report.chart import INK, SOFT, WIDTH, time_ticks
 from engine.report.rows import column_name
 from engine.report.svg import Canvas, fit, text_width
 
@@ -42,11 +44,11 @@ def rate_maps(data: Mapping[str, Any]) -> list[Canvas]:
             cell = (answers.contexts_of(point), int(point["settings"][depth]))
             maps.setdefault(" · ".join(rest), {})[cell] = answers.median(point, "iops") or 0.0
     big = {name: cells for name, cells in maps.items() if len({depth for _, depth in cells}) >= 2}
-    most = max((max(cells.values()) for cells in big.values()), default=0.0)
-    return [_rate_map(name, cells, most, column_name(depth)) for name, cells in list(big.items())[:4]]
+    return [_rate_map(name, cells, column_name(depth)) for name, cells in list(big.items())[:4]]
 
 
-def _rate_map(name: str, cells: Mapping[tuple[int, int], float], most: float, depth: str) -> Canvas:
+def _rate_map(name: str, cells: Mapping[tuple[int, int], float], depth: str) -> Canvas:
+    most = max(cells.values())  # each map has a scale of its own: a slow node's would be pale all over
     title = f"IOPS by contexts and {depth}" + (f": {name}" if name else "")
     canvas = Canvas(WIDTH, title, f"{title}; darker is more")
     columns = sorted({column for _, column in cells})
@@ -70,9 +72,8 @@ def _rate_map(name: str, cells: Mapping[tuple[int, int], float], most: float, de
     bottom = _TOP + len(rows) * _CELL_HEIGHT
     _ticks_below(canvas, [(_LEFT + (n + 0.5) * width, str(c)) for n, c in enumerate(columns)], bottom)
     canvas.text(_LEFT + len(columns) * width / 2, bottom + 42, depth, 12.5, fill=INK, anchor="middle")
-    _scale(
-        canvas, _LEFT + len(columns) * width + 24, _TOP, [figures.round_count(most * n / 4) for n in range(5)]
-    )
+    texts = [figures.round_count(most * n / 4) for n in range(_STEPS)]
+    _scale(canvas, _LEFT + len(columns) * width + 24, _TOP, "IOPS", texts)
     canvas.height = max(bottom + 56, _TOP + _STEPS * 20 + 16)
     return canvas
 
@@ -86,7 +87,7 @@ def heat_map(title: str, slices: Sequence[Mapping[str, Any]], job: str) -> Canva
     canvas = Canvas(WIDTH, title, f"{title}: share of each slice's requests; darker is more")
     canvas.text(28, 36, fit(title, 17, WIDTH - 56, bold=True), 17, fill=INK, bold=True)
     canvas.text(28, _TOP - 14, "latency", 12.5, fill=INK)
-    lowest, highest = math.log(lows[0]), math.log(lows[-1] * 2**0.25)
+    lowest, highest = math.log(lows[0]), math.log(_end_of(lows[-1]))
     end, right = columns[-1][0]["end"], WIDTH - _SCALE
     bottom = _TOP + _HEAT_HEIGHT
 
@@ -102,16 +103,16 @@ def heat_map(title: str, slices: Sequence[Mapping[str, Any]], job: str) -> Canva
                 continue
             # One request in a million is still seen.
             share = 1 + math.log10(count / total) / 6
-            top = at(low * 2**0.25)
+            top = at(_end_of(low))
             canvas.rect(x, top, max(width - 0.5, 0.5), at(low) - top, colour(max(share, 0.08)))
     decade = 10.0 ** math.ceil(math.log10(lows[0]))
-    while decade <= lows[-1] * 2**0.25:
-        canvas.text(_LEFT - 10, at(decade) + 4, figures.duration_ns(decade), 12, fill=SOFT, anchor="end")
+    while decade <= _end_of(lows[-1]):
+        canvas.text(_LEFT - 10, at(decade) + 4, figures.round_duration(decade), 12, fill=SOFT, anchor="end")
         decade *= 10
-    ticks = [(_LEFT + n / 5 * (right - _LEFT), f"{figures.three_digits(end * n / 5)} s") for n in range(6)]
+    ticks = [(_LEFT + when / end * (right - _LEFT), text) for when, text in time_ticks(end)]
     _ticks_below(canvas, ticks, bottom)
     canvas.text((_LEFT + right) / 2, bottom + 42, "time", 12.5, fill=INK, anchor="middle")
-    _scale(canvas, right + 24, _TOP, ["1 ppm", "32 ppm", "0.1 %", "3 %", "100 %"])
+    _scale(canvas, right + 24, _TOP, "of its requests", ["1 ppm", "32 ppm", "0.1 %", "3 %", "100 %"])
     canvas.height = bottom + 56
     return canvas
 
@@ -126,7 +127,13 @@ def _ticks_below(canvas: Canvas, ticks: Sequence[tuple[float, str]], bottom: flo
             free = x + half + 6
 
 
-def _scale(canvas: Canvas, x: float, y: float, texts: Sequence[str]) -> None:
+def _end_of(low: int) -> int:
+    """Where the bucket of a slice that begins there ends."""
+    return low_of(bucket_of(low) + (1 << COARSER))
+
+
+def _scale(canvas: Canvas, x: float, y: float, title: str, texts: Sequence[str]) -> None:
+    canvas.text(x, y - 14, title, 11, fill=SOFT)
     for number, text in enumerate(texts):
         canvas.rect(x, y + number * 20, 14, 18, colour(number / (len(texts) - 1)), radius=2)
         canvas.text(x + 22, y + number * 20 + 13, text, 11.5, fill=SOFT)

@@ -8,8 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
+from engine.experiment.series import COARSER
 from engine.experiment.summary import summarise
+from engine.histogram import bucket_of, low_of
+from engine.report.chart import time_ticks
 from engine.report.experiment_table import note_lines, result_lines
+from engine.report.maps import heat_map
 from engine.report.picture import compose, draw, nice_ticks
 from engine.report.svg import Canvas, text_width, wrap
 
@@ -239,3 +243,31 @@ def test_collisions_are_found() -> None:
     canvas.text(20, 22, "two", 12)
     canvas.text(90, 40, "outside", 12)
     assert canvas.collisions() == [("one", "two"), ("outside", "")]
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 1.5, 7.9, 60.0, 86_400.0])
+def test_times_on_an_axis_are_round_and_few(seconds: float) -> None:
+    ticks = time_ticks(seconds)
+    assert 3 <= len(ticks) <= 8
+    assert ticks[0] == (0, "0 s")
+    assert ticks[-1][0] <= seconds * 1.000001
+    assert all(len(text.replace(".", "").strip("0 s")) <= 2 for _, text in ticks)
+
+
+def test_a_heat_map_has_no_gaps_between_neighbouring_buckets() -> None:
+    """Four buckets for each power of two are not equally high on a logarithmic axis."""
+    lows = [low_of(bucket << COARSER) for bucket in range(bucket_of(1000) >> COARSER, 100)]
+    job = {"reads": 9, "writes": 0, "latency": [[low, 1] for low in lows]}
+    slices = [{"end": end, "seconds": 1.0, "jobs": {"w": job}} for end in (1.0, 2.0)]
+    canvas = heat_map("Latencies over time", slices, "w")
+    assert canvas is not None
+    assert canvas.collisions() == []
+    cells = [
+        (float(rect.get("x", 0)), float(rect.get("y", 0)), float(rect.get("height", 0)))
+        for rect in ElementTree.fromstring(canvas.render()).iter("{http://www.w3.org/2000/svg}rect")
+        if rect.get("rx") is None
+    ]
+    column = sorted((y, height) for x, y, height in cells if x == cells[0][0])
+    assert len(column) == len(lows)
+    for (y, height), (below, _) in itertools.pairwise(column):
+        assert y + height == pytest.approx(below, abs=0.02)
