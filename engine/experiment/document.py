@@ -7,6 +7,7 @@ sweep or a mark, the line is that of the sweep or the mark.
 from __future__ import annotations
 
 import copy
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ class Document:
             self.tree: dict[str, Any] = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             message, _, position = str(error).partition(" (at line ")
+            message = re.sub(
+                r"\('(.*?)',?\)", lambda m: f"[{m[1].replace(chr(39), '').replace(', ', '.')}]", message
+            )
             line = int(position.split(",")[0]) if position[:1].isdigit() else None
             raise DocumentError(file, line, "", f"not valid TOML: {message}") from None
         self.lines = key_lines(text)
@@ -79,12 +83,13 @@ class Document:
             raise UserError(f"{path}: not a text file in UTF-8") from None
 
     def line(self, path: Path_) -> int | None:
-        """The line of a key, or of the nearest table around it."""
+        """The line of a key, of the nearest table around it, or of the first below it."""
         for length in range(len(path), 0, -1):
             for candidate in (path[:length], (*path[: length - 1], *path[length - 1].split("."))):
                 if candidate in self.lines:
                     return self.lines[candidate]
-        return None
+        below = (line for key, line in self.lines.items() if path and key[: len(path)] == path)
+        return min(below, default=None)
 
     def error(self, path: Path_, message: str, overrides: Iterable[Override] = ()) -> DocumentError:
         for override in overrides:
@@ -174,7 +179,7 @@ class Document:
             raise DocumentError(self.file, override.line, key, f"needs a name: {path[0]}.NAME")
         names = tuple(self.settings[path[0]])
         if path[1] not in names:
-            message = _unknown(f"{path[0]} in this file", path[1], names)
+            message = _unknown(path[0], path[1], names, " in this file")
             raise DocumentError(self.file, override.line, key, message)
         return override
 
@@ -202,7 +207,7 @@ class _Resolver:
         """The checked table of a thing that `user` names."""
         if name not in self.tables[section]:
             known = tuple(self.tables[section])
-            raise self.error(user, _unknown(f"{section} in this file", name, known))
+            raise self.error(user, _unknown(section, name, known, " in this file"))
         path = (section, name)
         return self.document.check(self.tables[section][name], NAMED[section], path, self.overrides)
 
@@ -297,7 +302,8 @@ class _Resolver:
             return
         table = self.tables["blockdev"].get(name)
         if table is None:
-            raise self.error(user, _unknown("blockdev in this file", name, tuple(self.tables["blockdev"])))
+            known = tuple(self.tables["blockdev"])
+            raise self.error(user, _unknown("blockdev", name, known, " in this file"))
         if wrong := check_options(table):
             option, message = wrong
             raise self.error(("blockdev", name, option) if option else ("blockdev", name), message)
@@ -323,9 +329,9 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+def _unknown(what: str, name: str, known: Sequence[str], where: str = "") -> str:
     from difflib import get_close_matches
 
     if close := get_close_matches(name, known, 1, 0.7):
-        return f"there is no {what} {name!r}; did you mean {close[0]!r}?"
-    return f"there is no {what} {name!r}; there is {', '.join(known) or 'none'}"
+        return f"there is no {what} {name!r}{where}; did you mean {close[0]!r}?"
+    return f"there is no {what} {name!r}{where}; there is {', '.join(known) or 'none'}"

@@ -9,6 +9,15 @@ class UserError(Exception):
     status = 1  # of the process
 
 
+class SettingError(UserError):
+    """What a setting asks for cannot be had: the engine said so when it was to be opened. `path` is where the
+    setting stands in an experiment file: section, name, and the key if it is known."""
+
+    def __init__(self, message: str, path: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class UsageError(UserError):
     """Options that do not go together."""
 

@@ -17,6 +17,8 @@ from engine.experiment import fio
 from engine.experiment.errors import UserError
 from engine.experiment.host import ProcessUsage, check_cpus
 from engine.experiment.model import ContextSpec, Generator, Setup, WorkloadSpec
+from engine.experiment.places import place
+from engine.experiment.schema import NAMED
 from engine.experiment.series import Sampler
 from engine.experiment.stages import of_process
 
@@ -89,24 +91,26 @@ class Rig:
                 self.contexts[spec.name] = self._add_context(opened, spec)
         worked_on = {setup.node_of(g.workload) for g in self.generators}
         for node in setup.nodes_for(worked_on):
-            self.nodes[node.name] = opened.open(**node.options)
-            self._stack.callback(self.nodes[node.name].close)
-            if node.name in worked_on and not setup.allow_holes:
-                refuse_holes(self.nodes[node.name], node.filename or node.name)
+            with place("blockdev", node.name, node.options):
+                self.nodes[node.name] = opened.open(**node.options)
+                self._stack.callback(self.nodes[node.name].close)
+                if node.name in worked_on and not setup.allow_holes:
+                    refuse_holes(self.nodes[node.name], node.filename or node.name)
         for device in setup.devices:
             queues = device.queues[self.process :: setup.processes]
             writes = any(w.writes for w in setup.workloads if w.device == device.name)
-            self.devices[device.name] = opened.virtio_blk(
-                self.nodes[device.node],
-                queues=list(queues),
-                queue_size=device.queue_size,
-                write_cache=device.write_cache,
-                read_only=not writes if device.read_only is None else device.read_only,
-                event_index=device.event_index,
-                indirect=device.indirect,
-                polled=device.polled,
-                serial=device.serial or device.name[:20],
-            )
+            with place("device", device.name, NAMED["device"]):
+                self.devices[device.name] = opened.virtio_blk(
+                    self.nodes[device.node],
+                    queues=list(queues),
+                    queue_size=device.queue_size,
+                    write_cache=device.write_cache,
+                    read_only=not writes if device.read_only is None else device.read_only,
+                    event_index=device.event_index,
+                    indirect=device.indirect,
+                    polled=device.polled,
+                    serial=device.serial or device.name[:20],
+                )
             self._stack.callback(self.devices[device.name].close)
         return opened
 
@@ -123,6 +127,10 @@ class Rig:
         )
 
     def _workload(self, generator: Generator, warmup: bool = False) -> Workload:
+        with place("workload", generator.workload.name, NAMED["workload"]):
+            return self._make_workload(generator, warmup)
+
+    def _make_workload(self, generator: Generator, warmup: bool) -> Workload:
         spec = generator.workload
         target: Any = (
             self.devices[spec.device].queues[generator.target] if spec.device else self.nodes[str(spec.node)]

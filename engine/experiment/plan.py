@@ -51,6 +51,7 @@ class Point:
     mark: str | None
     setup: Setup
     steps: Mapping[str, Step]  # by axis
+    overrides: tuple[Override, ...] = ()  # what it sets beside the file's own values
 
     @property
     def title(self) -> str:
@@ -162,8 +163,9 @@ def _point(
         overrides.append(Override(search.key, value, document.line(("target", "search"))))
         shown[search.key] = f"{search.what} {value}"
     settings |= {override.key: override.value for override in overrides}
-    setup = document.setup([*overrides, *own])
-    return Point(index, settings, shown, mark, _shorten(setup) if quick else setup, steps)
+    together = (*overrides, *own)
+    setup = document.setup(together)
+    return Point(index, settings, shown, mark, _shorten(setup) if quick else setup, steps, together)
 
 
 def _check_search(document: Document, search: Search, points: Sequence[Point]) -> None:
@@ -281,6 +283,11 @@ class _Labels:
             if not isinstance(text, str):
                 raise document.error(("labels", name), "must be a text")
             self.texts[name] = text
+        written = dict.fromkeys(plain(each.value) for values in sweep.values() for each in values)
+        for name in self.texts:
+            if name not in written:
+                message = f"no swept value is written so; there is {', '.join(written) or 'none'}"
+                raise document.error(("labels", name), message)
         # A number of contexts says enough, unless two values of one key have the same number.
         self.by_count = {
             key

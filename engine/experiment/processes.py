@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from engine.experiment.errors import UserError
+from engine.experiment.errors import SettingError, UserError
 from engine.experiment.host import HostMeter
 from engine.experiment.model import Setup
 from engine.experiment.record import make_record
@@ -72,6 +72,8 @@ class _Worker:
             raise self._death()
         value = json.loads(line)
         if isinstance(value, dict) and "error" in value:
+            if path := value.get("path"):
+                raise SettingError(value["error"], tuple(path))
             raise UserError(value["error"])
         return value
 

@@ -107,7 +107,8 @@ class Results:
         return excerpt(self.data)
 
     def __repr__(self) -> str:
-        done = f"{len(self.data['runs'])} runs of {len(self.data['points'])} points"
+        runs = sum(1 for run in self.data["runs"] if not run["discarded"])
+        done = f"{runs} runs of {len(self.data['points'])} points"
         return f"<Results: {self.title}, {done}{'' if self.data['complete'] else ', not complete'}>"
 
     def _settings(self, point: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine.experiment.errors import UserError
+from engine.experiment.errors import SettingError, UserError, describe
 from engine.experiment.host import STEAL_LIMIT_PERCENT, check_cpus, describe_host
 from engine.experiment.images import prepare
 from engine.experiment.measure import describe_context
@@ -35,8 +35,14 @@ class Observer(Protocol):
 
 def get_ready(result: Result, say: Callable[[str], None]) -> None:
     """Before the first run: the images, where contexts run, and what of the host is in the way."""
-    for image in result.plan.images:
-        prepare(image, say)
+    document = result.plan.document
+    for name, image in zip(document.settings["image"], result.plan.images, strict=True):
+        try:
+            prepare(image, say)
+        except UserError as error:
+            raise document.error(("image", name, "path"), str(error)) from None
+        except OSError as error:
+            raise document.error(("image", name, "path"), describe(error)) from None
     result.data["placement"] = effective_placement(result.plan)
     result.data["preflight"] = warnings(result.data["placement"])
 
@@ -219,11 +225,11 @@ def _make(result: Result, observer: Observer, wanted: Sequence[tuple[int, Point]
     for number, (repetition, point) in enumerate(wanted, done):
         observer.started(number, total, point)
         attempt = 1 + result.attempts(repetition, point)
-        run = _run(point, repetition, attempt)
+        run = _run(result.plan, point, repetition, attempt)
         if attempt == 1 and _disturbed(run):
             run["discarded"] = True
             result.add(run)
-            run = _run(point, repetition, attempt=2)
+            run = _run(result.plan, point, repetition, attempt=2)
         run["marked"] = _disturbed(run)
         result.add(run)
         observer.finished(number, total, point, run)
@@ -234,10 +240,14 @@ def _disturbed(run: Mapping[str, Any]) -> bool:
     return steal > STEAL_LIMIT_PERCENT
 
 
-def _run(point: Point, repetition: int, attempt: int) -> dict[str, Any]:
+def _run(plan: Plan, point: Point, repetition: int, attempt: int) -> dict[str, Any]:
     of_point = f"{point.title}: " if point.title else ""
     try:
         record = run_point(point.setup)
+    except SettingError as error:
+        swept = any(error.path[: len(each.path)] == each.path for each in point.overrides)
+        message = f"at {point.title}: {error}" if swept else str(error)
+        raise plan.document.error(error.path, message, point.overrides) from None
     except UserError as error:
         raise UserError(f"{of_point}{error}") from None
     if repetition:

@@ -49,6 +49,8 @@ def _text(key: Key, value: Any) -> str:
 
 
 def _choice(key: Key, value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = f"{value:g}"  # a percentile, say, needs no quotes
     if value not in key.choices:
         raise ValueError(f"must be {' or '.join(key.choices)}, not {value!r}")
     return str(value)

@@ -55,7 +55,7 @@ def main() -> int:
             result = rig.run(_gate)
         _say({"result": result})
     except UserError as error:
-        _say({"error": str(error)})
+        _say({"error": str(error), "path": getattr(error, "path", ())})
     except OSError as error:
         _say({"error": describe(error)})
     return 0

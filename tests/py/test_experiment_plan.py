@@ -105,7 +105,7 @@ def test_the_fingerprint_tells_plans_apart_but_not_repetitions() -> None:
         ('[sweep]\n"engine.locking" = "global"\n', 18, "must be a list"),
         ('[sweep]\n"engine.locking" = []\n', 18, "must be a list"),
         ('[sweep]\n"engine.locking" = ["global", "none"]\n', 18, "per-node or global"),
-        ('[sweep]\n"workload.x.iodepth" = [1]\n', 18, "no workload in this file 'x'"),
+        ('[sweep]\n"workload.x.iodepth" = [1]\n', 18, "no workload 'x' in this file"),
         ('[sweep]\n"workloads.w.iodepth" = [1]\n', 18, "did you mean 'workload'"),
         ('[sweep]\n"workload.w.iodeth" = [1]\n', 18, "did you mean 'iodepth'"),
         ('[sweep]\n"blockdev.small" = ["null"]\n', 18, "whole table"),
