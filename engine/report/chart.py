@@ -113,12 +113,14 @@ def percentile_axis() -> Axis:
 # ---- drawing
 
 
-def draw(title: str, across: Axis, up: Axis, series: Sequence[Series]) -> Canvas:
+def draw(title: str, across: Axis, up: Axis, series: Sequence[Series], left_out: int = 0) -> Canvas:
+    """`left_out`: how many more lines there were; too many to be told apart."""
     canvas = Canvas(WIDTH, title, f"{title}: {', '.join(line.label or 'all' for line in series)}")
     canvas.height = HEIGHT
     legend = 0.0
     if any(line.label for line in series):
-        legend = min(66 + max(text_width(line.label or "all", 12.5) for line in series), _LEGEND_MAX)
+        widest = max(text_width(line.label or "all", 12.5) for line in series)
+        legend = min(66 + max(widest, 90.0 if left_out else 0.0), _LEGEND_MAX)
     left, right = _LEFT, WIDTH - (legend or 40.0)
     top, bottom = _TOP, HEIGHT - _BOTTOM
     canvas.text(28, 36, title, 17, fill=INK, bold=True)
@@ -157,4 +159,7 @@ def draw(title: str, across: Axis, up: Axis, series: Sequence[Series]) -> Canvas
             canvas.line((right + 18, y), (right + 44, y), colour, 2.0 if line.marks else 1.2, dash)
             label = fit(line.label or "all", 12.5, legend - 60)
             canvas.text(right + 52, y + 4, label, 12.5, fill=INK)
+    if left_out:
+        y = top + 12 + 22 * len(series)
+        canvas.text(right + 18, y, f"{left_out} more not drawn", 11, fill=SOFT)
     return canvas

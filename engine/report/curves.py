@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.experiment.answers import groups, median
-from engine.report.chart import Point, Series, draw, latency_axis, number_axis, percentile_axis, rate_axis
+from engine.report.chart import (
+    Axis,
+    Point,
+    Series,
+    draw,
+    latency_axis,
+    number_axis,
+    percentile_axis,
+    rate_axis,
+)
 from engine.report.rows import Row, column_name, read_rows
 from engine.report.svg import Canvas
 
@@ -20,14 +29,20 @@ def compose(data: Mapping[str, Any]) -> list[Canvas]:
         latency = _against(data, key, "latency_p99_ns")
         axis = number_axis(column_name(key), [x for series in rate for x, _ in series.points])
         if rate:
-            found.append(draw(f"IOPS against {column_name(key)}", axis, rate_axis(rate), rate))
+            found.append(_lines(f"IOPS against {column_name(key)}", axis, rate_axis, rate))
         if latency:
-            found.append(
-                draw(f"p99 latency against {column_name(key)}", axis, latency_axis(latency), latency)
-            )
+            found.append(_lines(f"p99 latency against {column_name(key)}", axis, latency_axis, latency))
     if curves := _percentile_curves(data):
-        found.append(draw("Latency by percentile", percentile_axis(), latency_axis(curves), curves))
+        found.append(_lines("Latency by percentile", percentile_axis(), latency_axis, curves))
     return found
+
+
+def _lines(
+    title: str, across: Axis, up: Callable[[Sequence[Series]], Axis], lines: Sequence[Series]
+) -> Canvas:
+    """As many as can be told apart, and how many more there were."""
+    shown = lines[:SERIES_MAX]
+    return draw(title, across, up(shown), shown, len(lines) - len(shown))
 
 
 # ---- what is drawn
@@ -55,7 +70,7 @@ def _against(data: Mapping[str, Any], key: str, figure: str) -> list[Series]:
         )
         if line:
             found.append(Series(label, tuple(line)))
-    return found[:SERIES_MAX]
+    return found
 
 
 def _percentile_curves(data: Mapping[str, Any]) -> list[Series]:
@@ -76,7 +91,7 @@ def _percentile_curves(data: Mapping[str, Any]) -> list[Series]:
             own = [name] if len(names) > 1 else []
             label = " · ".join([*row.labels.values(), *([row.mark] if row.mark else []), *own])
             found.append(Series(label, tuple(middle)))
-    return found[:SERIES_MAX]
+    return found
 
 
 def _points(data: Mapping[str, Any]) -> list[tuple[Row, int]]:

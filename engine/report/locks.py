@@ -82,4 +82,7 @@ def lock_picture(data: Mapping[str, Any]) -> list[Canvas]:
         for x, cell in zip(places, cells, strict=True):
             canvas.text(x, y + 14, cell, 12.5, anchor="end")
     canvas.height = _TOP + min(len(found), _ROWS_MAX) * _ROW + 12
+    if len(found) > _ROWS_MAX:
+        canvas.text(_LEFT, canvas.height + 2, f"{len(found) - _ROWS_MAX} more, less often", 11, fill=SOFT)
+        canvas.height += 16
     return [canvas]

@@ -21,6 +21,7 @@ _LEFT, _TOP = 110.0, 84.0
 _CELL_HEIGHT, _CELL_MAX = 34.0, 150.0
 _SCALE = 130.0  # to the right of a map
 _LIGHT, _DARK = (238, 244, 252), (24, 62, 138)
+MAPS_MAX = 4  # of rates
 _STEPS = 5  # of the scale that is shown
 _HEAT_HEIGHT = 260.0
 
@@ -44,7 +45,14 @@ def rate_maps(data: Mapping[str, Any]) -> list[Canvas]:
             cell = (answers.contexts_of(point), int(point["settings"][depth]))
             maps.setdefault(" · ".join(rest), {})[cell] = answers.median(point, "iops") or 0.0
     big = {name: cells for name, cells in maps.items() if len({depth for _, depth in cells}) >= 2}
-    return [_rate_map(name, cells, column_name(depth)) for name, cells in list(big.items())[:4]]
+    found = [_rate_map(name, cells, column_name(depth)) for name, cells in list(big.items())[:MAPS_MAX]]
+    if len(big) > MAPS_MAX:
+        more = figures.plural(len(big) - MAPS_MAX, "more map")
+        found[-1].text(
+            28, found[-1].height + 2, f"{more} not drawn: the table has all figures", 11, fill=SOFT
+        )
+        found[-1].height += 16
+    return found
 
 
 def _rate_map(name: str, cells: Mapping[tuple[int, int], float], depth: str) -> Canvas:

@@ -30,8 +30,9 @@ def over_time(data: Mapping[str, Any]) -> list[Canvas]:
     ]
     found = []
     if lines:
-        axis = time_axis(max(x for line in lines for x, _ in line.points))
-        found.append(draw("IOPS over time", axis, rate_axis(lines), lines[:SERIES_MAX]))
+        drawn = lines[:SERIES_MAX]
+        axis = time_axis(max(x for line in drawn for x, _ in line.points))
+        found.append(draw("IOPS over time", axis, rate_axis(drawn), drawn, len(lines) - len(drawn)))
     title, slices = max(shown, key=lambda each: sum(rate for _, rate in rates(each[1])) / len(each[1]))
     job = max(slices[0]["jobs"], key=lambda name: _requests(slices, name))
     thinned = joined(slices, POINTS_MAX)

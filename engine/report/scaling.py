@@ -15,7 +15,8 @@ GROUPS_MAX = 4  # each has up to three lines
 
 def scaling(data: Mapping[str, Any]) -> list[Canvas]:
     """Nothing where the number of contexts does not change."""
-    laws = answers.scalings(data)[:GROUPS_MAX]
+    every = answers.scalings(data)
+    laws = every[:GROUPS_MAX]
     key = answers.scaling_key(data)
     if not laws or key is None:
         return []
@@ -30,16 +31,30 @@ def scaling(data: Mapping[str, Any]) -> list[Canvas]:
     first = best.points[0][1] / best.points[0][0]
     numbers = sorted({float(n) for law in laws for n, _ in law.points})
     lines.append(Series("ideal", tuple((n, n * first) for n in numbers), False, 5))
-    found = [draw("IOPS against contexts", number_axis("contexts", numbers), rate_axis(lines), lines)]
+    found = [
+        draw(
+            "IOPS against contexts",
+            number_axis("contexts", numbers),
+            rate_axis(lines),
+            lines,
+            len(every) - len(laws),
+        )
+    ]
     cost: dict[str, list[tuple[float, float]]] = {}
     for group, points in answers.groups(data, key).items():
         for point in points:
             if (value := answers.median(point, "cpu_us_per_request")) is not None and value > 0:
                 cost.setdefault(group, []).append((float(answers.contexts_of(point)), value))
-    drawn = [Series(group or "measured", tuple(sorted(points))) for group, points in cost.items()][
-        :GROUPS_MAX
-    ]
-    if drawn:
+    lines = [Series(group or "measured", tuple(sorted(points))) for group, points in cost.items()]
+    if drawn := lines[:GROUPS_MAX]:
         axis = number_axis("contexts", sorted({x for line in drawn for x, _ in line.points}))
-        found.append(draw("CPU time of a request against contexts", axis, microsecond_axis(drawn), drawn))
+        found.append(
+            draw(
+                "CPU time of a request against contexts",
+                axis,
+                microsecond_axis(drawn),
+                drawn,
+                len(lines) - len(drawn),
+            )
+        )
     return found

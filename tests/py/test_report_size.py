@@ -132,3 +132,27 @@ def test_a_day_of_slices_is_drawn_thin() -> None:
     heat = pictures[-1].render()
     assert COLUMNS_MAX < heat.count("<rect") < 4 * COLUMNS_MAX
     assert pictures[0].render().count("<circle") <= MARKS_MAX
+
+
+def test_what_is_left_out_is_said() -> None:
+    """Eighty points, by eight nodes: more lines and maps than are drawn."""
+    data = two_hundred()
+    for point in data["points"]:
+        depth = (1, 8)[point["index"] % 2]
+        for key, own in (("settings", depth), ("labels", f"iodepth {depth}")):
+            node = f"{point[key]['device.vda.node']} {point['index'] // 8}"
+            point[key] = {**point[key], "device.vda.node": node, "workload.rand.iodepth": own}
+    lock = {"owner": "x", "acquisitions": 99, "contended": 9, "wait_ns": {"total_ns": 5}}
+    for run in data["runs"]:
+        run["record"]["engine"]["locks"] = [{**lock, "lock": f"no. {n}"} for n in range(30)]
+    pictures = compose(data)
+    assert [found for picture in pictures for found in picture.collisions()] == []
+    texts = {picture.title: " ".join(box.text for box in picture.texts) for picture in pictures}
+    for title, text in texts.items():
+        if title.startswith(("IOPS against contexts", "Latency by percentile", "IOPS over time")):
+            assert "more not drawn" in text, title
+        if title.startswith("Locks"):
+            assert "18 more, less often" in text
+    maps = [text for title, text in texts.items() if title.startswith("IOPS by contexts and iodepth")]
+    assert len(maps) == 4
+    assert "6 more maps not drawn" in maps[-1]
