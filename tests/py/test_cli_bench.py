@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 import engine
@@ -362,7 +363,9 @@ def test_ctrl_c_prints_what_was_measured_so_far(output: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(1.5)
+    while process.poll() is None and psutil.Process(process.pid).num_threads() < 2:
+        time.sleep(0.05)  # its engine is not open yet
+    time.sleep(1)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=30)
