@@ -36,7 +36,7 @@ fuzz: setup-test ## the fuzzers, TIME=60s each and two at a time; SEED=… repea
 sigkill: setup-test ## kills RUNS=300 processes at work and looks at what they leave behind
 	SIGKILL_RUNS=$(or $(RUNS),300) $(venv)/python -m pytest -q -s tests/interop/test_durability.py -k killed
 
-mutants: setup-test ## changes COUNT=200 places of the core, one at a time, and looks which tests notice (hours)
+mutants: setup-test ## changes COUNT=200 places of the core, one at a time, and looks which tests notice (an hour)
 	$(venv)/python scripts/mutate.py --count $(or $(COUNT),200) --seed $(or $(SEED),1)
 
 dialect: setup-test ## the coroutine dialect on every compiler and mode
