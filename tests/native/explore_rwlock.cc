@@ -227,6 +227,29 @@ void slots_come_and_go(Program& program) {
     program.at_end([=] { state->check(2, 2); });
 }
 
+// A slot that is published while a writer looks: the writer counts it, or its first reader sees the writer.
+void slot_joins_against_writer(Program& program) {
+    struct Tasks {
+        static Task<int64_t> joins(Executor& executor, State& state) {
+            LockChain chain(executor);
+            state.slots[0] = std::make_unique<Slot>(executor);
+            state.lock.add(*state.slots[0]);
+            RwLock::SharedGuard guard = co_await state.lock.lock_shared(chain, *state.slots[0]);
+            state.enter(false);
+            state.leave(false);
+            co_return 0;
+        }
+    };
+    auto state = explore::make_state<State>(0);
+    program.thread("joins", [=] {
+        Context& context = state->contexts[0];
+        context.start(Tasks::joins(context, *state));
+        context.run();
+    });
+    writer(program, state, 1, 1, false);
+    program.at_end([=] { state->check(1, 1); });
+}
+
 TEST(a_reader_and_a_writer) {
     explore::must_hold(reader_against_writer, 3, 2);
 }
@@ -244,6 +267,10 @@ TEST(readers_that_queue_go_before_the_next_writer) {
 }
 TEST(a_removed_slot_is_counted_by_nobody) {
     explore::must_hold(slots_come_and_go, 2, 0);
+}
+
+TEST(a_slot_that_joins_is_counted) {
+    explore::must_hold(slot_joins_against_writer, 3, 2);
 }
 
 const std::vector<Scenario> all = {reader_against_writer, two_readers_against_writer, writers_against_writer,
