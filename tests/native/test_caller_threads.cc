@@ -1,5 +1,7 @@
 // Threads that drive contexts and end: who drives them then, who waits for them, and the watchdog.
+#include <errno.h>
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -9,6 +11,8 @@
 #include <vector>
 
 #include "aio/caller.hh"
+#include "aio/signal.hh"
+#include "api/handles.hh"
 #include "caller_driven.hh"
 
 namespace {
@@ -16,6 +20,22 @@ namespace {
 using namespace caller;
 using embedder::both_backends;
 using embedder::eventually;
+
+// It may be set on a thread whose last system call was interrupted.
+TEST(a_signal_is_written_once_whatever_errno_was) {
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    REQUIRE(fd >= 0);
+    engine::aio::Signal signal;
+    CHECK(signal.announce(fd));
+    errno = EINTR;
+    signal.set();
+    uint64_t value = 0;
+    CHECK_EQ(read(fd, &value, sizeof value), sizeof value);
+    CHECK_EQ(value, 1);
+    CHECK(signal.is_set());
+    CHECK(!signal.withdraw(fd));
+    close(fd);
+}
 
 // At once: the kernel may know a thread for a while that was joined.
 TEST(a_joined_thread_drives_nothing_any_more) {
@@ -54,6 +74,49 @@ TEST(a_call_waits_for_a_context_whose_thread_ends) {
         run_once(context);
         Error error;
         CHECK_EQ(engine_user_close(user, &error), 0);
+    }
+}
+
+// Handlers that it let go of in its last turn: what the kernel has not answered by then goes with the old
+// ring.
+TEST(the_last_turn_of_a_thread_lets_handlers_go) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = caller_driven(engine, "io0", backend);
+        struct Handlers {
+            struct Kept : engine::aio::FdHandler {
+                unsigned times_released = 0;
+            };
+            engine::aio::AioContext* context;
+            Kept handlers[3] = {};
+            int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+            static void add(void* opaque) {
+                auto* self = static_cast<Handlers*>(opaque);
+                for (Kept& handler : self->handlers) {
+                    handler.fd = self->fd;
+                    handler.events = POLLIN;
+                    handler.ready = [](engine::aio::FdHandler*, uint32_t) { CHECK(false); };
+                    handler.released = [](engine::aio::FdHandler* gone) {
+                        static_cast<Kept*>(gone)->times_released++;
+                    };
+                    CHECK_EQ(self->context->backend().add_fd(&handler), 0);
+                }
+            }
+            static void remove(void* opaque) {
+                auto* self = static_cast<Handlers*>(opaque);
+                for (Kept& handler : self->handlers) self->context->backend().remove_fd(&handler);
+            }
+        } all{engine::api::unwrap(context)};
+        std::thread([&] {
+            run_once(context);
+            for (auto* what : {Handlers::add, Handlers::remove}) {
+                CHECK_EQ(engine_schedule_oneshot(context, what, &all), 0);
+                run_once(context);
+            }
+        }).join();
+        settle(context);
+        for (const auto& handler : all.handlers) CHECK_EQ(handler.times_released, 1);
+        close(all.fd);
     }
 }
 

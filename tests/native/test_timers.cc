@@ -1,6 +1,7 @@
 // Timers and fd handlers: the heap against a reference model, exactly one outcome for each arming, cancelling
 // from elsewhere, level-triggered descriptors and their removal at the worst moments.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <thread>
 
 #include "aio/timer.hh"
+#include "api/handles.hh"
 #include "base/clock.hh"
 #include "embedder.hh"
 
@@ -392,6 +394,22 @@ TEST(a_timer_is_deleted_in_its_own_callback) {
     CHECK_EQ(outcome.sum(), 1);
 }
 
+// At once, there: nothing of it is called afterwards.
+TEST(an_armed_timer_is_deleted_on_its_own_context) {
+    Engine engine;
+    engine_context_t* context = engine.context("io0");
+    Outcome outcome;
+    engine_timer_t* timer = engine_timer_new(context, Outcome::done, &outcome);
+    CHECK_EQ(engine_timer_arm(timer, engine_now_ns() + far_ns), 0);
+    run_on(context, [&] {
+        engine_timer_delete(timer);
+        CHECK_EQ(outcome.cancelled.load(), 1);
+    });
+    Error error;
+    CHECK_EQ(engine_context_close(context, &error), 0);
+    CHECK_EQ(outcome.sum(), 1);
+}
+
 // --- fd handlers
 
 struct Watched {
@@ -455,6 +473,32 @@ TEST(descriptors_are_level_triggered) {
     }
 }
 
+// It never has nothing to do, and completes nothing either.
+TEST(a_context_that_is_never_idle_looks_at_its_descriptors) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        struct Endless {
+            engine_bh_t* bh = nullptr;
+            std::atomic<bool> over{false};
+            static void run(void* opaque) {
+                auto* self = static_cast<Endless*>(opaque);
+                if (!self->over.load()) CHECK_EQ(engine_bh_schedule(self->bh), 0);
+            }
+        } endless;
+        engine_context_t* context = engine.context("io0", backend);
+        endless.bh = engine_bh_new(context, Endless::run, &endless);
+        Watched watched;
+        watched.watch(context);
+        CHECK_EQ(engine_bh_schedule(endless.bh), 0);
+        watched.put("a");
+        CHECK(eventually([&] { return watched.bytes.load() == 1; }));
+        endless.over = true;
+        run_on(context, [] {});
+        engine_fd_handler_delete(watched.handler);
+        engine_bh_delete(endless.bh);
+    }
+}
+
 TEST(two_handlers_watch_one_descriptor) {
     for (uint32_t backend : both_backends) {
         Engine engine;
@@ -497,6 +541,38 @@ TEST(a_descriptor_tells_when_it_can_be_written) {
         for (int i = 0; i < 20; i++) run_on(context, [] {});
         CHECK_EQ(writer.calls.load(), 1);
         close(writer.fd);
+    }
+}
+
+// One callback for each direction: what can be written and not read is told to the one that writes.
+TEST(each_direction_has_its_own_callback) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        engine_context_t* context = engine.context("io0", backend);
+        struct Both {
+            std::atomic<unsigned> reads{0}, writes{0};
+            int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        } both;
+        engine_fd_handler_t* handler = nullptr;
+        Error error;
+        REQUIRE(engine_fd_handler_new(
+                    context, both.fd,
+                    [](void* opaque) {
+                        auto* self = static_cast<Both*>(opaque);
+                        uint64_t value = 0;
+                        if (read(self->fd, &value, sizeof value) == sizeof value) self->reads.fetch_add(1);
+                        CHECK_EQ(value, 1);
+                    },
+                    [](void* opaque) { static_cast<Both*>(opaque)->writes.fetch_add(1); }, nullptr, &both,
+                    &handler, &error) == 0);
+        REQUIRE(eventually([&] { return both.writes.load() >= 3; }));
+        CHECK_EQ(both.reads.load(), 0);
+        uint64_t one = 1;
+        CHECK_EQ(write(both.fd, &one, sizeof one), sizeof one);
+        REQUIRE(eventually([&] { return both.reads.load() == 1; }));
+        engine_fd_handler_delete(handler);
+        run_on(context, [] {});
+        close(both.fd);
     }
 }
 
@@ -611,6 +687,38 @@ TEST(a_closing_context_watches_nothing_new) {
         CHECK_EQ(engine_context_close(last.context, &error), 0);
         CHECK_EQ(last.scheduled, -ESHUTDOWN);  // it was the last run
         CHECK_EQ(last.made, -ESHUTDOWN);
+        engine_bh_delete(last.bh);
+        close(last.fd);
+    }
+}
+
+// One that is let go there: the kernel has not answered when the backend goes.
+TEST(a_closing_context_lets_a_handler_go) {
+    for (uint32_t backend : both_backends) {
+        Engine engine;
+        struct Last : engine::aio::FdHandler {
+            engine_context_t* context;
+            engine_bh_t* bh = nullptr;
+            std::atomic<unsigned> runs{0};
+            unsigned times_released = 0;
+            static void run(void* opaque) {
+                auto* self = static_cast<Last*>(opaque);
+                auto& watching = engine::api::unwrap(self->context)->backend();
+                if (self->runs.fetch_add(1) == 0) CHECK_EQ(watching.add_fd(self), 0);
+                if (engine_bh_schedule(self->bh) != 0) watching.remove_fd(self);
+            }
+        } last;
+        last.context = engine.context("io0", backend);
+        last.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        last.events = POLLIN;
+        last.ready = [](engine::aio::FdHandler*, uint32_t) { CHECK(false); };
+        last.released = [](engine::aio::FdHandler* gone) { static_cast<Last*>(gone)->times_released++; };
+        last.bh = engine_bh_new(last.context, Last::run, &last);
+        CHECK_EQ(engine_bh_schedule(last.bh), 0);
+        REQUIRE(eventually([&] { return last.runs >= 10; }));
+        Error error;
+        CHECK_EQ(engine_context_close(last.context, &error), 0);
+        CHECK_EQ(last.times_released, 1);
         engine_bh_delete(last.bh);
         close(last.fd);
     }
