@@ -64,6 +64,7 @@ void scripted_submit(Channel&, Request* request) {
         length += request->iov[i].iov_len;
     }
     if (request->op == Op::read || request->op == Op::write) CHECK_EQ(length, request->length);
+    if (request->op == Op::read) CHECK_EQ(request->flags, 0);
     script.seen.push_back(
         {request->op, request->offset, request->length, request->flags, request->id, zeroes});
     bool fails = static_cast<int>(script.seen.size()) - 1 == script.fail_at;
@@ -229,6 +230,49 @@ TEST(a_part_that_fails_fails_the_whole) {
     }
 }
 
+// Its name is free for others, and leads nowhere, before the driver begins to close it.
+TEST(a_node_that_is_being_closed_is_not_found) {
+    static std::atomic<int> found{-1};
+    static engine::Instance* instance = nullptr;
+    Driver closing = scripted;
+    closing.close = [](Node&) { found = engine::block::find_node(*instance, "disk") != nullptr; };
+    script = {};
+    Engine engine;
+    instance = engine::api::unwrap(engine.get());
+    engine::block::OptionBag bag;
+    bag.set("node-name", "disk");
+    Node* node = nullptr;
+    Error error;
+    REQUIRE(open_node(*instance, closing, std::move(bag), &node, &error) == 0);
+    CHECK(engine::block::find_node(*instance, "disk") == node);
+    CHECK_EQ(engine_node_close(engine::api::wrap(node), &error), 0);
+    CHECK_EQ(found.load(), 0);
+}
+
+// It lies behind the node, on pages of the node's own.
+TEST(a_drivers_state_may_take_pages) {
+    struct Large {
+        unsigned char bytes[10000];
+    };
+    Driver large = scripted;
+    large.state_size = sizeof(Large);
+    large.open = [](Node& node, const OpenArguments& arguments) {
+        CHECK(node.mapped_bytes >= Node::state_offset + sizeof(Large));
+        unsigned sum = 0;
+        for (unsigned char& byte : node.state<Large>().bytes) sum += std::exchange(byte, 1);
+        CHECK_EQ(sum, 0);
+        return scripted_open(node, arguments);
+    };
+    script = {};
+    Engine engine;
+    engine::block::OptionBag bag;
+    bag.set("node-name", "disk");
+    Node* node = nullptr;
+    Error error;
+    REQUIRE(open_node(*engine::api::unwrap(engine.get()), large, std::move(bag), &node, &error) == 0);
+    CHECK_EQ(engine_node_close(engine::api::wrap(node), &error), 0);
+}
+
 TEST(what_a_driver_cannot_is_said) {
     Script with;
     with.native_ops = bit(Op::read) | bit(Op::write);
@@ -275,6 +319,22 @@ TEST(what_does_not_suit_the_driver_goes_through_a_buffer_that_does) {
     script.seen.clear();
     CHECK_EQ(engine_user_io(disk.user, disk.context, ENGINE_OP_READ, parts, 2, 0, 512, 0, &disk.error), 512);
     CHECK_EQ(script.seen.size(), 1);
+}
+
+// Buffers more aligned than blocks: what is to stay is read in one piece, since only its beginning suits.
+TEST(edges_of_small_blocks_are_read_in_one_piece) {
+    Script with;
+    with.request_alignment = 512;
+    with.memory_alignment = 4096;
+    Scripted disk(std::move(with));
+    CHECK_EQ(disk.run(ENGINE_OP_WRITE, 100, 2000), 2000);
+    REQUIRE(script.seen.size() == 2);
+    CHECK(disk.seen(0).op == Op::read);
+    CHECK(disk.seen(1).op == Op::write);
+    for (const Seen& seen : script.seen) {
+        CHECK_EQ(seen.offset, 0);
+        CHECK_EQ(seen.length, 2560);
+    }
 }
 
 TEST(writes_of_zeroes_are_found_out) {

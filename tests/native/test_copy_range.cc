@@ -287,6 +287,21 @@ BOTH(copies_that_are_refused) {
     CHECK_EQ(disks.io(target, ENGINE_OP_COPY_RANGE, nullptr, 0, 512), -EINVAL);
 }
 
+// It is looked at whole: no part of it is written first.
+BOTH(a_copy_that_ends_past_the_target_changes_nothing) {
+    Folder folder;
+    Disks disks(backend);
+    std::vector<char> a, b;
+    engine_node_t* source = disks.filled(file(folder.make("a.img", 4 * MiB)), 1, a);
+    engine_node_t* target = disks.filled(file(folder.make("b.img", 4 * MiB)), 2, b);
+    CHECK_EQ(disks.copy(source, 0, target, 2 * MiB, 3 * MiB), -EINVAL);
+    CHECK(disks.says(
+        "copy-range of 3145728 bytes at offset 2097152 ends past the end of the disk (4194304 bytes)"));
+    std::vector<char> back(b.size());
+    CHECK_EQ(disks.read(target, back.data(), 0, back.size()), static_cast<int64_t>(back.size()));
+    CHECK(back == b);
+}
+
 // A copy is inside both nodes or inside neither: changes that wait for both get through, and no byte is lost.
 BOTH(while_filters_come_and_go) {
     Folder folder;

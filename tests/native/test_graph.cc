@@ -267,6 +267,31 @@ TEST(requests_that_wait_go_on_in_order_and_may_be_refused_meanwhile) {
         return all;
     }));
     CHECK(order == expected);
+    // One pause, from the first park to the last unpark.
+    CHECK_EQ(port->pauses.get(), 1);
+    CHECK(port->pause_ns_max.get() > 0);
+    CHECK_EQ(port->pause_ns_total.get(), port->pause_ns_max.get());
+    close_user_and_node(user, disk);
+}
+
+// A context goes: the ports of the others stay.
+TEST(a_port_is_taken_by_its_context) {
+    Engine engine;
+    Ram ram;
+    engine_node_t* disk = open_ram(engine, ram, "disk");
+    engine_context_t* contexts[] = {engine.context("io0"), engine.context("io1"), engine.context("io2")};
+    engine_user_t* user = Engine::user(disk, "one");
+    Port* ports[3] = {};
+    Error error;
+    for (unsigned i = 0; i < 3; i++) {
+        REQUIRE(open_port(api::unwrap(user), api::unwrap(contexts[i]), &ports[i], &error) == 0);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        CHECK_EQ(engine_context_close(contexts[i], &error), 0);
+        for (unsigned k = i + 1; k < 3; k++) {
+            CHECK(api::unwrap(user)->find_port(api::unwrap(contexts[k])) == ports[k]);
+        }
+    }
     close_user_and_node(user, disk);
 }
 

@@ -232,6 +232,22 @@ TEST(the_profile_shows_the_time_held_and_waited) {
     CHECK_EQ(pair.slots[1].contended(), 1);
 }
 
+TEST(who_tries_has_not_waited) {
+    Pair pair;
+    for (int i = 0; i < 2; i++) {
+        LockChain chain(pair.here);
+        CHECK(pair.lock.try_lock_exclusive(chain));
+    }
+    {
+        LockChain chain(pair.here);
+        CHECK(pair.lock.try_lock_shared(chain, pair.slots[0]));
+    }
+    CHECK_EQ(pair.lock.acquisitions(), 2);
+    CHECK_EQ(pair.lock.contended(), 0);
+    CHECK_EQ(pair.slots[0].acquisitions(), 1);
+    CHECK_EQ(pair.slots[0].contended(), 0);
+}
+
 // --- guards
 
 TEST(a_lock_destroyed_with_a_slot_left_aborts) {
