@@ -4,7 +4,10 @@
 #include <sys/resource.h>
 
 #include <array>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "aio/context.hh"
@@ -203,6 +206,7 @@ TEST(a_sleeping_context_is_woken) {
             REQUIRE(count.reached(i));
         }
         CHECK(stats_of(context).sleeps >= 1);
+        CHECK(stats_of(context).sleep_ns > 0);
         CHECK_EQ(stats_of(context).bottom_halves, 100);
         CHECK_EQ(stats_of(context).messages, 100);
     }
@@ -288,6 +292,66 @@ TEST(effective_cpus_are_read_back) {
         CHECK(info.voluntary_switches > 0);
         CHECK(info.numa_node >= -1);
     }
+}
+
+unsigned open_descriptors() {
+    unsigned count = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) count += entry.exists();
+    return count;
+}
+
+TEST(a_pinned_context_leaves_no_descriptor_behind) {
+    Engine engine;
+    int32_t cpu = an_allowed_cpu();
+    unsigned before = open_descriptors();
+    for (int i = 0; i < 3; i++) {
+        engine_context_config config = Engine::context_config("pinned", ENGINE_BACKEND_THREADS);
+        config.cpus = &cpu;
+        config.cpu_count = 1;
+        engine_context_t* context = engine.context(config);
+        info_of(context);
+        Error error;
+        CHECK_EQ(engine_context_close(context, &error), 0);
+    }
+    CHECK_EQ(open_descriptors(), before);
+}
+
+// The kernel says what it makes of the counter: whether it goes on at one rate, and whether it keeps time by
+// it.
+TEST(the_clock_is_the_counter_where_the_kernel_trusts_it) {
+    auto first_line_with = [](const char* path, const char* text) {
+        std::ifstream file(path);
+        for (std::string line; std::getline(file, line);) {
+            if (line.find(text) != std::string::npos) return line;
+        }
+        return std::string();
+    };
+    std::string source =
+        first_line_with("/sys/devices/system/clocksource/clocksource0/current_clocksource", "");
+    bool steady = !first_line_with("/proc/cpuinfo", " nonstop_tsc ").empty();
+    bool trusted = source == "tsc" || source == "kvm-clock";
+    CHECK_EQ(std::string_view(engine_clock_name()), steady && trusted ? "tsc" : "clock_gettime");
+}
+
+// A sync goes to a worker, which stays for a while.
+TEST(the_workers_of_io_uring_are_counted) {
+    embedder::TempFile file(65536);
+    Engine engine;
+    engine_context_t* context = engine.context("io0", ENGINE_BACKEND_IO_URING);
+    engine_user_t* user = Engine::user(engine.open({{"driver", "file"}, {"filename", file.name()}}), "test");
+    char data[512] = {};
+    Error error;
+    engine_context_info info{};
+    CHECK(eventually([&] {
+        CHECK_EQ(embedder::io(user, ENGINE_OP_WRITE, data, 0, sizeof data, 0, &error, context), 512);
+        CHECK_EQ(embedder::io(user, ENGINE_OP_FLUSH, nullptr, 0, 0, 0, &error, context), 0);
+        info = info_of(context);
+        return info.worker_count > 0;
+    }));
+    uint64_t cpus = 0;
+    for (uint64_t word : info.worker_cpus) cpus |= word;
+    CHECK(cpus != 0);
+    CHECK_EQ(engine_user_close(user, &error), 0);
 }
 
 TEST(an_unpinned_context_may_run_where_the_process_may) {
