@@ -13,6 +13,7 @@ namespace {
 using engine::aio::Inbox;
 using engine::aio::Message;
 using engine::aio::Push;
+using engine::aio::SendGate;
 using explore::Mutation;
 using explore::Options;
 using explore::Program;
@@ -193,6 +194,48 @@ void timeouts_and_resends(Program& program) {
     program.at_end([=] { state->check_at_end(); });
 }
 
+// Who is refused sees all that the home thread did before it closed: nothing else tells it.
+void refused_by_a_closed_inbox(Program& program) {
+    struct Closing {
+        Inbox inbox;
+        explore::Plain<int> reason;
+        Message message;
+    };
+    auto state = std::make_shared<Closing>();
+    program.thread("home", [=] {
+        state->reason.set(1);
+        (void)state->inbox.close();
+    });
+    program.thread("sender", [=] {
+        bool refused = state->inbox.push(&state->message) == Push::closed;
+        explore::require(!refused || state->reason.get() == 1, "refused without a reason");
+    });
+}
+
+// The same of the gate. And who finds it closed and empty may free what those inside have used.
+void a_gate_that_closes(Program& program) {
+    struct Gated {
+        SendGate gate;
+        explore::Plain<int> used, reason;
+    };
+    auto state = std::make_shared<Gated>();
+    program.thread("home", [=] {
+        state->reason.set(1);
+        state->gate.close();
+        if (state->gate.empty()) state->used.set(1);
+    });
+    for (const char* name : {"left", "right"}) {
+        program.thread(name, [=] {
+            if (state->gate.enter()) {
+                explore::require(state->used.get() == 0, "freed while somebody was inside");
+                state->gate.leave();
+            } else {
+                explore::require(state->reason.get() == 1, "refused without a reason");
+            }
+        });
+    }
+}
+
 void must_hold(const char* name, const Scenario& scenario, unsigned preemptions, unsigned stale_reads) {
     Options options;
     options.preemptions = preemptions;
@@ -223,6 +266,12 @@ TEST(both_must_arrive) {
 }
 TEST(timeouts_and_resends) {
     must_hold("timeouts and resends", timeouts_and_resends, 2, 3);
+}
+TEST(who_is_refused_sees_why) {
+    must_hold("refused by a closed inbox", refused_by_a_closed_inbox, 4, 4);
+}
+TEST(who_closes_an_empty_gate_is_alone) {
+    must_hold("a gate that closes", a_gate_that_closes, 4, 4);
 }
 
 // The bug must be found by search and by random choices, and its schedule must show it again.
