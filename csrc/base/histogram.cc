@@ -11,13 +11,6 @@ namespace engine::base {
 // The last value, 2^64 - 1, has exponent 58 and so falls into the last bucket of the 60th power of two.
 static_assert(Histogram::bucket_count == (64 - Histogram::linear_bits + 1) << Histogram::linear_bits);
 
-void Histogram::clear() noexcept {
-    for (Counter& bucket : buckets_) bucket.set(0);
-    sum_.set(0);
-    min_.set(UINT64_MAX);
-    max_.set(0);
-}
-
 void Histogram::add_to(engine_histogram* out) const noexcept {
     for (unsigned i = 0; i < bucket_count; i++) {
         uint64_t n = buckets_[i].get();

@@ -43,7 +43,6 @@ class Histogram {
         if (other.min_.get() < min_.get()) min_.set(other.min_.get());
         if (other.max_.get() > max_.get()) max_.set(other.max_.get());
     }
-    void clear() noexcept;
     // Adds to `out` (which starts zeroed, with min = UINT64_MAX).
     void add_to(engine_histogram* out) const noexcept;
     static void reset(engine_histogram* out) noexcept;

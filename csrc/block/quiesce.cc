@@ -160,7 +160,7 @@ Quiesced::Pause& Quiesced::on(aio::AioContext* context) {
     return *pauses_.back();
 }
 
-int Quiesced::prepare(const std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
+void Quiesced::prepare(const std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
     size_t ports = 0, channels = 0;
     for (Node* node : nodes) {
         for (auto& channel : node->control->channels) {
@@ -186,7 +186,6 @@ int Quiesced::prepare(const std::vector<Node*>& nodes) ENGINE_NO_THREAD_SAFETY_A
         pause->port_moves.reserve(ports);
         pause->child_moves.reserve(channels);
     }
-    return 0;
 }
 
 void Quiesced::move_port(Port& port, Channel* to) noexcept {
@@ -252,9 +251,8 @@ Resume::Resume(Instance& engine, Quiesced& quiesced) noexcept : Rally(engine), q
     }
 }
 
-int Resume::await_resume() const noexcept {
+void Resume::await_resume() const noexcept {
     quiesced_.pauses_.clear();
-    return 0;
 }
 
 }  // namespace engine::block

@@ -28,7 +28,7 @@ class Quiesced {
     struct Deleter {
         void operator()(Pause* pause) const noexcept;
     };
-    int prepare(const std::vector<Node*>& nodes);
+    void prepare(const std::vector<Node*>& nodes);
     Pause& on(aio::AioContext* context);
     std::vector<std::unique_ptr<Pause, Deleter>> pauses_;
 };
@@ -45,7 +45,7 @@ Task<int> quiesce(Instance& engine, const std::vector<Node*>& nodes, uint64_t ti
 class [[nodiscard]] Resume : public Rally {
   public:
     Resume(Instance& engine, Quiesced& quiesced) noexcept;
-    int await_resume() const noexcept;
+    void await_resume() const noexcept;
 
   private:
     Quiesced& quiesced_;
