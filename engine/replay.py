@@ -1,6 +1,6 @@
 """Recorded operations to be replayed: read from fio's iolog (versions 2 and 3) or from what blkparse prints.
 
-A recording is one array of `engine_trace_op`, 24 bytes an operation, that any number of workloads share; no
+A recording is one array of `engine_replay_op`, 24 bytes an operation, that any number of workloads share; no
 line leaves an object behind. What is wrong with a file is one InvalidArgument: file, line and field.
 """
 
@@ -196,7 +196,7 @@ class Recording:
             raise invalid(
                 f"replay_share: {self.name} has no more than {self._count} operations", "replay_share"
             )
-        config.ops = ffi.cast("engine_trace_op *", ffi.from_buffer(self._words))
+        config.ops = ffi.cast("engine_replay_op *", ffi.from_buffer(self._words))
         config.op_count = self._count
         config.op_first, config.op_stride = first, stride
         config.replay_speed_ppm = self._speed(speed)
@@ -225,7 +225,7 @@ class _Builder:
 
     def __init__(self, name: str, wanted: bytes | None) -> None:
         self.name = name
-        self.words = array("Q")  # of an engine_trace_op: time, offset, length below the kind
+        self.words = array("Q")  # of an engine_replay_op: time, offset, length below the kind
         self.counts = [0, 0, 0, 0]
         self.nbytes = [0, 0, 0, 0]
         self.timed = False

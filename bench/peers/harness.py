@@ -274,8 +274,8 @@ class Outcome:
         key = f"{percentile:.6f}"
 
         def of(run: Run) -> float | None:
-            found: float | None = next(iter(run.details.get("percentiles_ns", [])), {}).get(key)
-            return found
+            directions: list[dict[str, float]] = run.details.get("percentiles_ns", [])
+            return directions[0].get(key) if directions else None
 
         pairs = [(of(r.subject), of(r.peers[index])) for r in self.kept]
         values = [a / b for a, b in pairs if a is not None and b]

@@ -34,7 +34,7 @@ class QueueGenerator final : public Generator, private aio::Poller {
     void begin() override { context_.add_poller(this); }
     void issue(Ticket& ticket) noexcept override {
         constexpr virtio::BlkType types[] = {virtio::blk_in, virtio::blk_out, virtio::blk_flush,
-                                              virtio::blk_discard};
+                                             virtio::blk_discard};
         auto type = types[static_cast<unsigned>(ticket.kind)];
         bool added = driver_.add(ticket.index, type, ticket.offset, ticket.length, 0, ticket.trace);
         ENGINE_CHECK(added);  // there is a descriptor for every ticket

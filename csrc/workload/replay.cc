@@ -11,7 +11,7 @@ constexpr uint64_t buffers_most = uint64_t{4} << 30;  // bytes of all requests i
 constexpr uint64_t time_most = 1000000000000000000u;  // 10^9 seconds
 constexpr uint64_t speed_most = 1000000000u;          // a thousand times as fast
 
-bool carries_data(const engine_trace_op& op) noexcept {
+bool carries_data(const engine_replay_op& op) noexcept {
     return op.op == ENGINE_OP_READ || op.op == ENGINE_OP_WRITE;
 }
 }  // namespace
@@ -33,7 +33,7 @@ int Replay::check(const engine_workload_config& config, engine_error* error) {
 }
 
 int Replay::check_operation(uint64_t index, uint32_t unit, base::Where where, engine_error* error) const {
-    const engine_trace_op& op = ops_[index];
+    const engine_replay_op& op = ops_[index];
     auto invalid = [&](const char* what) {
         where.field = "ops";
         where.offset = op.offset;
@@ -91,7 +91,7 @@ int Replay::prepare(engine_workload_config* config, uint64_t bytes, uint32_t uni
 }
 
 void Replay::take(Ticket& ticket) noexcept {
-    const engine_trace_op& op = ops_[at_];
+    const engine_replay_op& op = ops_[at_];
     at_ += stride_;  // `own()` operations are taken, so what this makes of the last one does not matter
     ticket.kind = static_cast<Kind>(op.op);
     ticket.check = false;

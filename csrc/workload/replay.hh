@@ -39,7 +39,7 @@ class Replay {
     }
     int check_operation(uint64_t index, uint32_t unit, base::Where where, engine_error* error) const;
 
-    const engine_trace_op* ops_ = nullptr;
+    const engine_replay_op* ops_ = nullptr;
     uint64_t count_ = 0;
     uint64_t at_ = 0;
     uint64_t stride_ = 1;

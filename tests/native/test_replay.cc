@@ -94,7 +94,7 @@ struct Bench {
         Error error;
         CHECK_EQ(engine_user_close(user, &error), 0);
     }
-    engine_workload_config config(const std::vector<engine_trace_op>& ops, uint64_t speed_ppm = 1000000) {
+    engine_workload_config config(const std::vector<engine_replay_op>& ops, uint64_t speed_ppm = 1000000) {
         engine_workload_config config{};
         config.size = sizeof config;
         config.iodepth = 16;
@@ -135,7 +135,7 @@ class Load {
     engine_workload_t* workload_ = nullptr;
 };
 
-const std::vector<engine_trace_op> mixed = {
+const std::vector<engine_replay_op> mixed = {
     {0, 4096, 8192, ENGINE_OP_READ},
     {1500 * us, 0, 512, ENGINE_OP_WRITE},
     {1500 * us, 65536, 65536, ENGINE_OP_WRITE},
@@ -144,11 +144,11 @@ const std::vector<engine_trace_op> mixed = {
     {2 * second, disk_bytes - 512, 512, ENGINE_OP_READ},
 };
 
-void check_order(const std::vector<engine_trace_op>& ops, size_t first = 0, size_t stride = 1) {
+void check_order(const std::vector<engine_replay_op>& ops, size_t first = 0, size_t stride = 1) {
     size_t index = first;
     for (const Seen& one : seen) {
         REQUIRE(index < ops.size());
-        const engine_trace_op& op = ops[index];
+        const engine_replay_op& op = ops[index];
         CHECK_EQ(static_cast<uint32_t>(one.op), op.op);
         CHECK_EQ(one.offset, op.offset);
         CHECK_EQ(one.length, op.length);
@@ -179,7 +179,7 @@ TEST(operations_start_when_they_are_due) {
 TEST(latency_counts_from_the_recorded_time) {
     Bench bench(3);
     takes_ns = 10 * ms;
-    std::vector<engine_trace_op> ops;
+    std::vector<engine_replay_op> ops;
     for (uint64_t i = 0; i < 50; i++) ops.push_back({i * ms, i * 4096, 4096, ENGINE_OP_READ});
     engine_workload_config config = bench.config(ops);
     config.iodepth = 1;  // so number k, due after k ms, is done after (k + 1) * 10 ms
@@ -194,7 +194,7 @@ TEST(latency_counts_from_the_recorded_time) {
 TEST(as_fast_as_depth_allows) {
     Bench bench(4);
     takes_ns = ms;
-    std::vector<engine_trace_op> ops;
+    std::vector<engine_replay_op> ops;
     for (uint64_t i = 0; i < 100; i++) ops.push_back({i * second, i * 512, 512, ENGINE_OP_WRITE});
     engine_workload_config config = bench.config(ops, 0);
     config.iodepth = 10;
@@ -208,7 +208,7 @@ TEST(as_fast_as_depth_allows) {
 
 TEST(times_that_go_back_start_at_once) {
     Bench bench(5);
-    const std::vector<engine_trace_op> ops = {{5 * ms, 0, 512, ENGINE_OP_READ},
+    const std::vector<engine_replay_op> ops = {{5 * ms, 0, 512, ENGINE_OP_READ},
                                               {1 * ms, 512, 512, ENGINE_OP_READ},
                                               {6 * ms, 1024, 512, ENGINE_OP_READ}};
     Result result = Load(bench.engine.handle(), bench.config(ops)).run();
@@ -238,7 +238,7 @@ TEST(each_kind_is_counted) {
 
 TEST(generators_share_a_list) {
     Bench bench(7);
-    std::vector<engine_trace_op> ops;
+    std::vector<engine_replay_op> ops;
     for (uint64_t i = 0; i < 101; i++) ops.push_back({i * ms, i * 512, 512, ENGINE_OP_READ});
     uint64_t done = 0;
     for (uint64_t first = 0; first < 4; first++) {
@@ -284,7 +284,7 @@ TEST(a_failure_is_counted_and_the_rest_goes_on) {
 
 TEST(what_lies_beyond_wraps_around) {
     Bench bench(10);
-    const std::vector<engine_trace_op> ops = {{0, disk_bytes + 4096, 4096, ENGINE_OP_READ},
+    const std::vector<engine_replay_op> ops = {{0, disk_bytes + 4096, 4096, ENGINE_OP_READ},
                                               {0, 7 * disk_bytes - 512, 4096, ENGINE_OP_READ},
                                               {0, (uint64_t{1} << 62) + 1024, disk_bytes, ENGINE_OP_WRITE},
                                               {0, disk_bytes - 512, 512, ENGINE_OP_READ}};
@@ -319,7 +319,7 @@ void refused(Bench& bench, const engine_workload_config& config, const char* tex
 TEST(operations_are_checked) {
     Bench bench(11);
     const struct {
-        engine_trace_op op;
+        engine_replay_op op;
         const char* text;
     } cases[] = {
         {{0, disk_bytes, 512, ENGINE_OP_READ},
@@ -335,11 +335,11 @@ TEST(operations_are_checked) {
         {{UINT64_MAX, 0, 512, ENGINE_OP_READ}, "10^9 seconds"},
     };
     for (const auto& one : cases) {
-        const std::vector<engine_trace_op> ops = {one.op};
+        const std::vector<engine_replay_op> ops = {one.op};
         refused(bench, bench.config(ops), one.text);
     }
     // The last of many is found, and one that is another generator's is not looked for.
-    std::vector<engine_trace_op> ops(1000, {0, 0, 512, ENGINE_OP_READ});
+    std::vector<engine_replay_op> ops(1000, {0, 0, 512, ENGINE_OP_READ});
     ops[999].offset = disk_bytes;
     refused(bench, bench.config(ops), "operation 999");
     engine_workload_config config = bench.config(ops);
@@ -352,7 +352,7 @@ TEST(operations_are_checked) {
 
 TEST(configurations_are_checked) {
     Bench bench(12);
-    const std::vector<engine_trace_op> ops = {{0, 0, 131072, ENGINE_OP_READ}};
+    const std::vector<engine_replay_op> ops = {{0, 0, 131072, ENGINE_OP_READ}};
     auto with = [&](auto change, const char* text) {
         engine_workload_config config = bench.config(ops);
         change(config);
@@ -417,7 +417,7 @@ TEST(a_queue_gets_the_same) {
     CHECK_EQ(stats.op[ENGINE_OP_WRITE].bytes, 512 + 65536);
     CHECK_EQ(stats.op[ENGINE_OP_DISCARD].bytes, 131072);
     // Sectors only.
-    const engine_trace_op ragged[] = {{0, 512, 511, ENGINE_OP_READ}};
+    const engine_replay_op ragged[] = {{0, 512, 511, ENGINE_OP_READ}};
     config.ops = ragged;
     config.op_count = 1;
     config.op_first = 0;

@@ -17,12 +17,12 @@ enum engine_workload_flags {
 };
 
 /* One operation of a trace that is replayed. */
-typedef struct engine_trace_op {
+typedef struct engine_replay_op {
     uint64_t time_ns;         /* since the beginning; one that is less than those before it starts with them */
     uint64_t offset;          /* bytes */
     uint32_t length;          /* bytes; at most 1 GiB of a read or write */
     uint32_t op;              /* ENGINE_OP_READ, _WRITE, _FLUSH or _DISCARD */
-} engine_trace_op;
+} engine_replay_op;
 
 typedef struct engine_workload_config {
     uint32_t size;
@@ -42,7 +42,7 @@ typedef struct engine_workload_config {
     engine_user_t *user;      /* either a user of a node … */
     engine_queue_t *queue;    /* … or a virtqueue */
     engine_context_t *context; /* where the generator runs; NULL: with its queue, or main */
-    const engine_trace_op *ops; /* replay: in place of pattern, read_percent and block_size; NULL: none. It stays
+    const engine_replay_op *ops; /* replay: in place of pattern, read_percent and block_size; NULL: none. It stays
                                    as it is until the workload is closed, and several may share it. */
     uint64_t op_count;
     uint64_t op_first;        /* this workload takes ops[op_first] … */
