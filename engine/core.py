@@ -325,18 +325,14 @@ class Engine(Owner):
         rw: "read", "write", "rw" in order; "randread", "randwrite", "randrw" at random; rwmixread: percent of
         reads in a mix. bs: bytes of a request. iodepth: requests in flight. It ends after `count` requests or
         `runtime` seconds, whichever is given and comes first. rate_iops: 0 is a closed loop; else requests
-        start at that rate, latency counts from the intended start, and those that never found a place among
-        `iodepth` until the end count with their wait (`unissued`). offset, length: the range, in bytes;
+        start at that rate, and latency counts from the intended start. offset, length: the range, in bytes;
         length 0: to the end. flush_every: a flush after so many writes. latency: keep histograms. verify:
-        writes carry a pattern, and reads of what was written are checked. trace: one request in so many is
-        traced, 0 none; see `Workload.traces`. context: where it runs; None: with its queue, or main. Sizes
-        and times may be texts: "4k", "5s".
+        reads of what was written are checked. trace: one request in so many is traced, 0 none (see `traces`).
+        context: where it runs; None: with its queue, or main. Sizes and times may be texts: "4k", "5s".
 
-        replay: in place of rw and bs, operations that were recorded, once, or the path of such a recording.
-        replay_speed: 1.0 is at the recorded times (the default where there are any), latency counting from
-        the intended start; 2.0 twice as fast; "max" as fast as iodepth allows. replay_wrap: what lies beyond
-        the end starts over; else it is refused. replay_share: (i, n): each n-th operation from number i on,
-        for n workloads that share a recording.
+        replay: a recording, or its path, in place of rw and bs. replay_speed: 1.0 at its times (the default
+        where there are any), 2.0 twice as fast; "max": as iodepth allows. replay_wrap: what lies beyond the
+        end starts over. replay_share: (i, n): each n-th operation from i on, for n workloads that share it.
         """
         recording = None if replay is None else recording_of(replay)
         config = workloads.configure(

@@ -63,6 +63,7 @@ Task<int64_t> copy_in_kernel(const CopyRange& what, uint64_t done, uint64_t leng
     submit(what.target, &writing);
     int64_t result = co_await writing.done;
     if (result == -ENOTSUP) {
+        mark(reading, ENGINE_MARK_LEFT);
         leave(&reading);
     } else {
         finish(&reading, result);

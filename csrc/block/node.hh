@@ -265,11 +265,14 @@ class User {
 
 // --- the request path, home thread only
 
-// Counts a request in, for a driver that gets it without the request layer.
-inline void enter(Channel& channel, Request* request) noexcept {
+// Counts a request in, for a driver that gets it without the request layer. The caller marks its trace.
+inline void enter_unmarked(Channel& channel, Request* request) noexcept {
     request->channel = &channel;
     channel.in_flight.add(1);
     channel.requests.enter(request->link(), request);
+}
+inline void enter(Channel& channel, Request* request) noexcept {
+    enter_unmarked(channel, request);
     mark(*request, ENGINE_MARK_ENTERED);
 }
 // From a parent to its child's channel: the edge holds the permissions.
@@ -285,14 +288,12 @@ Location trace_down(Channel& channel, uint64_t offset) noexcept;
 // One that entered, and is not to be counted.
 inline void leave(Request* request) noexcept {
     Channel& channel = *request->channel;
-    mark(*request, ENGINE_MARK_LEFT);
     channel.in_flight.subtract(1);
     channel.requests.leave(request->link(), channel.executor());
 }
 // The rest of finish() for one that failed.
 void count_failure(OpCounters& counters, const Request& request) noexcept;
-// A driver is done with a request. Not from inside its own submit().
-inline void finish(Request* request, int64_t result) noexcept {
+inline void finish_unmarked(Request* request, int64_t result) noexcept {
     Channel& channel = *request->channel;
     OpCounters& counters = channel.op[static_cast<unsigned>(request->op)];
     request->result = result;
@@ -304,6 +305,16 @@ inline void finish(Request* request, int64_t result) noexcept {
         count_failure(counters, *request);
     }
     request->complete(request);
+}
+// finish() of one that is traced. A tail call, so that others pay for a look at the pointer alone.
+[[gnu::cold, gnu::noinline]] void finish_traced(Request* request, int64_t result) noexcept;
+// A driver is done with a request. Not from inside its own submit().
+inline void finish(Request* request, int64_t result) noexcept {
+    if (ENGINE_UNLIKELY(request->trace != nullptr)) {
+        finish_traced(request, result);
+    } else {
+        finish_unmarked(request, result);
+    }
 }
 // The same from inside submit(): the completion goes through the ready queue.
 void finish_later(Request* request, int64_t result) noexcept;

@@ -175,9 +175,14 @@ bool writes(Op op) noexcept {
 
 }  // namespace
 
-void submit_child(Channel& channel, Request* request) noexcept {
-    ENGINE_ASSERT(channel.context->on_home());
-    enter(channel, request);
+void finish_traced(Request* request, int64_t result) noexcept {
+    add_mark(*request, ENGINE_MARK_LEFT, 0);
+    finish_unmarked(request, result);
+}
+
+namespace {
+
+inline void submit_entered(Channel& channel, Request* request) noexcept {
     const Node& node = *channel.node;
     bool data = (channel.plain_ops & bit(request->op)) != 0;
     if (ENGINE_LIKELY(data && request->length != 0 && plain(node, *request))) {
@@ -187,24 +192,53 @@ void submit_child(Channel& channel, Request* request) noexcept {
     }
 }
 
-// It is with the graph now.
-[[gnu::noinline, gnu::cold]] static void trace_popped(const Port& port, const Request& request) noexcept {
-    Trace& trace = *request.trace;
-    trace.request_id = request.id;
-    trace.op = static_cast<uint32_t>(request.op);
-    trace.offset = request.offset;
-    trace.length = request.length;
+inline void submit_unmarked(Channel& channel, Request* request) noexcept {
+    ENGINE_ASSERT(channel.context->on_home());
+    enter_unmarked(channel, request);
+    submit_entered(channel, request);
+}
+
+[[gnu::cold, gnu::noinline]] void submit_traced(Channel& channel, Request* request) noexcept {
+    ENGINE_ASSERT(channel.context->on_home());
+    enter(channel, request);
+    submit_entered(channel, request);
+}
+
+// A front end has handed it over.
+[[gnu::cold, gnu::noinline]] void submit_traced_at(Port& port, Request* request) noexcept {
+    Trace& trace = *request->trace;
+    trace.request_id = request->id;
+    trace.op = static_cast<uint32_t>(request->op);
+    trace.offset = request->offset;
+    trace.length = request->length;
     trace.add(*port.context, nullptr, ENGINE_MARK_POPPED, 0, port.context->now_ns());
+    if ((port.allowed_ops & bit(request->op)) == 0) {
+        port.hold_or_refuse(request);
+    } else {
+        submit_traced(*port.channel, request);
+    }
+}
+
+}  // namespace
+
+// What is traced goes ways of its own, by tail calls: so others pay for a look at the pointer and no more.
+void submit_child(Channel& channel, Request* request) noexcept {
+    if (ENGINE_UNLIKELY(request->trace != nullptr)) {
+        submit_traced(channel, request);
+    } else {
+        submit_unmarked(channel, request);
+    }
 }
 
 void submit(Port& port, Request* request) noexcept {
     request->id = port.context->next_request_id();
-    if (ENGINE_UNLIKELY(request->trace != nullptr)) trace_popped(port, *request);
-    if (ENGINE_UNLIKELY((port.allowed_ops & bit(request->op)) == 0)) {
+    if (ENGINE_UNLIKELY(request->trace != nullptr)) {
+        submit_traced_at(port, request);
+    } else if (ENGINE_UNLIKELY((port.allowed_ops & bit(request->op)) == 0)) {
         port.hold_or_refuse(request);
-        return;
+    } else {
+        submit_unmarked(*port.channel, request);
     }
-    submit_child(*port.channel, request);
 }
 
 void Port::park() noexcept {

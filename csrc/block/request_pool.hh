@@ -41,6 +41,7 @@ class RequestPool {
   private:
     static constexpr unsigned chunk_requests = 32;
     struct Chunk {
+        Chunk() noexcept {}  // NOLINT(modernize-use-equals-default): that one would zero all of it first
         Chunk* next = nullptr;
         std::array<T, chunk_requests> requests;
     };

@@ -17,6 +17,7 @@ namespace engine::block {
 class Node;
 
 struct Trace : engine_trace {
+    Trace() noexcept {}  // NOLINT: nothing is zeroed; TraceStore::draw() begins one
     Trace* next = nullptr;
 
     void add(const aio::AioContext& context, const Node* node, uint8_t kind, uint8_t detail,

@@ -169,8 +169,11 @@ void BlkQueue::submit(Slot* slot) noexcept {
 }
 
 void BlkQueue::completed(block::Request* request) noexcept {
+    if (ENGINE_UNLIKELY(request->trace != nullptr)) {
+        end_trace(request);
+        return;
+    }
     Slot* slot = reinterpret_cast<Slot*>(request);
-    if (ENGINE_UNLIKELY(request->trace != nullptr)) slot->queue->end_trace(*request);
     block::OpCounters& counters = slot->queue->op_[static_cast<unsigned>(request->op)];
     counters.requests.increment();
     if (ENGINE_LIKELY(request->result >= 0)) {
@@ -182,10 +185,12 @@ void BlkQueue::completed(block::Request* request) noexcept {
     }
 }
 
-// From here on it is its driver's alone.
-void BlkQueue::end_trace(block::Request& request) const noexcept {
-    request.trace->add(context_, nullptr, ENGINE_MARK_COMPLETED, 0, context_.now_ns());
-    request.trace = nullptr;
+// From here on the trace is its driver's alone.
+void BlkQueue::end_trace(block::Request* request) noexcept {
+    const aio::AioContext& context = reinterpret_cast<Slot*>(request)->queue->context_;
+    request->trace->add(context, nullptr, ENGINE_MARK_COMPLETED, 0, context.now_ns());
+    request->trace = nullptr;
+    completed(request);
 }
 
 void BlkQueue::complete(Slot* slot, BlkStatus status) noexcept {

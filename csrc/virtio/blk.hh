@@ -91,13 +91,13 @@ class alignas(128) BlkQueue final : private aio::Poller {
     void range(Slot* slot, const BlkHeader& header) noexcept;
     void get_id(Slot* slot) noexcept;
     void submit(Slot* slot) noexcept;
-    void end_trace(block::Request& request) const noexcept;
     void complete(Slot* slot, BlkStatus status) noexcept;
     void break_queue(engine_error_kind kind, const char* field, const char* reason) noexcept;
     void publish() noexcept;
     [[gnu::noinline]] void settle_stop() noexcept;
     void release() noexcept;
     static void completed(block::Request* request) noexcept;
+    [[gnu::cold, gnu::noinline]] static void end_trace(block::Request* request) noexcept;
 
     Disk& disk_;
     aio::AioContext& context_;

@@ -246,7 +246,7 @@ def test_nodes_may_stand_on_others_by_their_names() -> None:
     ("line", "text", "key", "words"),
     [
         (9, 'file = "bass"', "blockdev.slow.file", "did you mean 'base'"),
-        (9, 'file = "top"', "blockdev.top.backing", "node 'slow' would stand on itself"),
+        (9, 'file = "top"', "blockdev.slow.file", "node 'top' would stand on itself"),
         (14, 'backing.driver = "nul"', "blockdev.top.backing.driver", "no driver 'nul'"),
         (14, 'base = "slow"', "blockdev.top.base", "no option 'base'"),
         (16, 'file.files = "scratch"', "blockdev.top.file.files", "no option 'files'"),
