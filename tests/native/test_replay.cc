@@ -209,8 +209,8 @@ TEST(as_fast_as_depth_allows) {
 TEST(times_that_go_back_start_at_once) {
     Bench bench(5);
     const std::vector<engine_replay_op> ops = {{5 * ms, 0, 512, ENGINE_OP_READ},
-                                              {1 * ms, 512, 512, ENGINE_OP_READ},
-                                              {6 * ms, 1024, 512, ENGINE_OP_READ}};
+                                               {1 * ms, 512, 512, ENGINE_OP_READ},
+                                               {6 * ms, 1024, 512, ENGINE_OP_READ}};
     Result result = Load(bench.engine.handle(), bench.config(ops)).run();
     check_order(ops);
     CHECK(seen[1].at_ns - seen[0].at_ns < turn_ns);
@@ -285,9 +285,9 @@ TEST(a_failure_is_counted_and_the_rest_goes_on) {
 TEST(what_lies_beyond_wraps_around) {
     Bench bench(10);
     const std::vector<engine_replay_op> ops = {{0, disk_bytes + 4096, 4096, ENGINE_OP_READ},
-                                              {0, 7 * disk_bytes - 512, 4096, ENGINE_OP_READ},
-                                              {0, (uint64_t{1} << 62) + 1024, disk_bytes, ENGINE_OP_WRITE},
-                                              {0, disk_bytes - 512, 512, ENGINE_OP_READ}};
+                                               {0, 7 * disk_bytes - 512, 4096, ENGINE_OP_READ},
+                                               {0, (uint64_t{1} << 62) + 1024, disk_bytes, ENGINE_OP_WRITE},
+                                               {0, disk_bytes - 512, 512, ENGINE_OP_READ}};
     engine_workload_config config = bench.config(ops, 0);
     config.flags = ENGINE_WORKLOAD_WRAP;
     Load(bench.engine.handle(), config).run();
