@@ -70,6 +70,7 @@ class Recording:
         self._made = made
         self._words: array[int] | memoryview = made.words
         self._count = len(made.words) // 3
+        self._lent: list[Any] = []  # what workloads read
 
     @classmethod
     def read(
@@ -196,7 +197,8 @@ class Recording:
             raise invalid(
                 f"replay_share: {self.name} has no more than {self._count} operations", "replay_share"
             )
-        config.ops = ffi.cast("engine_replay_op *", ffi.from_buffer(self._words))
+        self._lent.append(ffi.from_buffer(self._words))  # stays where it is, export() or not
+        config.ops = ffi.cast("engine_replay_op *", self._lent[-1])
         config.op_count = self._count
         config.op_first, config.op_stride = first, stride
         config.replay_speed_ppm = self._speed(speed)

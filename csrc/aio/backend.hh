@@ -114,6 +114,12 @@ class Backend {
         unsubmitted_ = op;
         traced_++;
     }
+    // One that goes to the offload pool at once.
+    void note_handed_over(IoOp* op) noexcept {
+        if (ENGINE_LIKELY(!op->traced)) return;
+        op->submitted_ns = base::now_ns();
+        traced_++;
+    }
     void note_submitting() noexcept {
         if (ENGINE_UNLIKELY(unsubmitted_ != nullptr)) stamp_submitted();
     }

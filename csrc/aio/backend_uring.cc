@@ -219,8 +219,7 @@ void UringBackend::queue(IoOp* op) noexcept {
     if (op->kind == IoKind::call) {
         stats.offloaded.increment();
         stats.submitted.increment();
-        note_queued(op);
-        note_submitting();
+        note_handed_over(op);
         offload_.run(op);
         return;
     }

@@ -33,7 +33,10 @@ class Histogram {
     void record_many(uint64_t low_ns, uint64_t high_ns, uint64_t count) noexcept {
         if (count == 0) return;
         buckets_[bucket_of(high_ns)].add(count);
-        sum_.add(count * (low_ns + (high_ns - low_ns) / 2));
+        // Of very many very long ones the sum stays at its end, and with it the mean: not so percentiles.
+        auto all = static_cast<unsigned __int128>(count) * (low_ns + (high_ns - low_ns) / 2);
+        uint64_t room = UINT64_MAX - sum_.get();
+        sum_.add(all > room ? room : static_cast<uint64_t>(all));
         if (low_ns < min_.get()) min_.set(low_ns);
         if (high_ns > max_.get()) max_.set(high_ns);
     }

@@ -208,9 +208,6 @@ inline void submit_unmarked(Channel& channel, Request* request) noexcept {
 [[gnu::cold, gnu::noinline]] void submit_traced_at(Port& port, Request* request) noexcept {
     Trace& trace = *request->trace;
     trace.request_id = request->id;
-    trace.op = static_cast<uint32_t>(request->op);
-    trace.offset = request->offset;
-    trace.length = request->length;
     trace.add(*port.context, nullptr, ENGINE_MARK_POPPED, 0, port.context->now_ns());
     if ((port.allowed_ops & bit(request->op)) == 0) {
         port.hold_or_refuse(request);
@@ -298,9 +295,10 @@ bool Port::withdraw(Request* request) noexcept {
     return true;
 }
 
+// In no node yet: the one that it will enter may be another then.
 void Port::trace_parked(const Request& request, uint8_t kind) const noexcept {
     if (ENGINE_LIKELY(request.trace == nullptr)) return;
-    request.trace->add(*context, channel->node, kind, ENGINE_WAIT_CHANGE, context->now_ns());
+    request.trace->add(*context, nullptr, kind, ENGINE_WAIT_CHANGE, context->now_ns());
 }
 
 void cancel(Port& port, Request* request) noexcept {

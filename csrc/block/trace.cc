@@ -36,8 +36,10 @@ void TraceStore::set_up(uint32_t every, uint64_t seed) noexcept {
 
 Trace* TraceStore::draw(const aio::AioContext& front, uint64_t start_ns) noexcept {
     distance_ = random_.between(1, 2 * uint64_t{every_} - 1);
-    if (kept_ + in_flight_ >= kept_max) thin_out();
-    if (kept_ + in_flight_ >= kept_max) return nullptr;
+    if (kept_ + in_flight_ >= kept_max) {
+        if (kept_ < kept_max / 2) return nullptr;  // they are in flight, and thinning would not make room
+        thin_out();
+    }
     Trace* trace = pool_.get();
     if (trace == nullptr) return nullptr;
     in_flight_++;
@@ -69,7 +71,7 @@ void TraceStore::thin_out() noexcept {
 uint64_t TraceStore::read(engine_trace* out, uint64_t capacity) const noexcept {
     uint64_t count = 0;
     for (const Trace* trace = latest_; trace != nullptr && count < capacity; trace = trace->next) {
-        out[count++] = *trace;
+        out[count++] = static_cast<const engine_trace&>(*trace);
     }
     return count;
 }

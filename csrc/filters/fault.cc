@@ -168,7 +168,9 @@ void fault_hurry(Channel& channel, bool on) {
 
 void fault_cancel(Channel& channel, Request* request) {
     auto& own = channel.state<FaultChannel>();
-    if (own.paused.remove(request) || own.delayed.remove(request)) {
+    bool paused = own.paused.remove(request);
+    if (paused) mark(*request, ENGINE_MARK_WAITED, ENGINE_WAIT_HELD);
+    if (paused || own.delayed.remove(request)) {
         fail_cancelled(request, "a rule of 'rules' held it back");
     }
 }

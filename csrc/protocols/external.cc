@@ -218,7 +218,6 @@ void passed_on(Request* request) {
 void pass_on(ExternalSlot* slot) noexcept {
     const Request& origin = *slot->origin;
     slot->age.unlink();  // what is below has its own ways to end
-    mark(origin, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
     slot->complete = passed_on;
     slot->iov = origin.iov;
     slot->iov_count = origin.iov_count;
@@ -238,6 +237,7 @@ void flush_unsent(ExternalChannel& own) noexcept {
         chain = chain->next;
         Request* origin = slot->origin;
         put(slot);
+        mark(*origin, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
         base::fail(origin->error, ENGINE_ERROR_OS, ENXIO, where_of(*origin),
                    "node %s: no program serves it: attach one (engine_external_attach) before using it",
                    own.channel->node->control->name.c_str());
@@ -250,6 +250,7 @@ void settle_answers(ExternalChannel& own) noexcept {
     while (chain != nullptr) {
         auto* slot = static_cast<ExternalSlot*>(chain);
         chain = chain->next;
+        mark(*slot->origin, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
         if (slot->forward) {
             pass_on(slot);
             continue;
@@ -281,6 +282,7 @@ void expire(aio::Timer* timer) {
                  was == SlotState::queued ? "did not take the request"
                                           : "took the request and did not complete it",
                  own.channel->node->state<ExternalState>().timeout_ns / 1000000);
+        mark(*origin, ENGINE_MARK_WAITED, ENGINE_WAIT_DEVICE);
         int64_t result = tell(*origin, ETIMEDOUT, external.program().text, why);
         base::log(ENGINE_LOG_WARNING, "node %s: %s timed out: %s: %s",
                   origin->channel->node->control->name.c_str(), op_name(origin->op), external.program().text,

@@ -78,7 +78,7 @@ void Generator::issue_next(uint64_t start_ns) noexcept {
         choose(ticket);
     }
     ticket.start_ns = start_ns;
-    if (traces_.due()) ticket.trace = traces_.draw(context_, latency_ ? start_ns : context_.now_ns());
+    if (traces_.due()) begin_trace(ticket);
     in_flight_++;
     left_--;
     unsigned bucket = 31 - static_cast<unsigned>(__builtin_clz(in_flight_));
@@ -106,7 +106,7 @@ uint64_t Generator::due_before(uint64_t ns) const noexcept {
 // Open loop: what is due by then and has found no ticket is never issued. It counts all the same: left out,
 // the requests that a stall holds up worst would be those that no percentile knows of.
 void Generator::end_issuing_due_before(uint64_t ns) noexcept {
-    if (open_loop_ && sized_) {
+    if (open_loop_ && sized_ && left_ != 0) {
         missed_ = left_;
         missed_before_ns_ = ns;
     } else if (open_loop_ && left_ != 0) {
@@ -207,6 +207,16 @@ void Generator::completed(Ticket& ticket, int result) noexcept {
     } else {
         finish_if_idle();
     }
+}
+
+// What it is, already here: a device may refuse it before the graph sees it.
+void Generator::begin_trace(Ticket& ticket) noexcept {
+    ticket.trace = traces_.draw(context_, latency_ ? ticket.start_ns : context_.now_ns());
+    if (ticket.trace == nullptr) return;
+    constexpr uint32_t ops[] = {ENGINE_OP_READ, ENGINE_OP_WRITE, ENGINE_OP_FLUSH, ENGINE_OP_DISCARD};
+    ticket.trace->op = ops[static_cast<unsigned>(ticket.kind)];
+    ticket.trace->offset = ticket.offset;
+    ticket.trace->length = ticket.length;
 }
 
 void Generator::end_trace(Ticket& ticket, int result) noexcept {
@@ -390,7 +400,13 @@ int Generator::start(engine_error* error) {
 int Generator::stop() noexcept {
     if (state_.load_acquire() != 1) return 0;
     auto stop_now = [this] {
-        end_issuing_due_before(std::min(context_.now_ns() + 1, ends_ns_));
+        if (running_) {
+            if (open_loop_) refill();  // what has fallen due since the last turn
+            issued();
+            end_issuing_due_before(std::min(context_.now_ns() + 1, ends_ns_));
+        } else {
+            end_issuing();  // it has not begun: nothing was due
+        }
         finish_if_idle();
     };
     if (context_.on_home()) {

@@ -92,6 +92,7 @@ class alignas(128) Generator {
     void refill_open_loop() noexcept;
     void end_issuing() noexcept { left_ = 0; }
     [[gnu::noinline]] void failed(const Ticket& ticket, int result) noexcept;
+    [[gnu::noinline, gnu::cold]] void begin_trace(Ticket& ticket) noexcept;
     [[gnu::noinline, gnu::cold]] void end_trace(Ticket& ticket, int result) noexcept;
     void end_issuing_due_before(uint64_t ns) noexcept;
     void record_missed() noexcept;

@@ -92,6 +92,7 @@ int Replay::prepare(engine_workload_config* config, uint64_t bytes, uint32_t uni
 
 void Replay::take(Ticket& ticket) noexcept {
     const engine_replay_op& op = ops_[at_];
+    if (op.time_ns > latest_ns_) latest_ns_ = op.time_ns;
     at_ += stride_;  // `own()` operations are taken, so what this makes of the last one does not matter
     ticket.kind = static_cast<Kind>(op.op);
     ticket.check = false;

@@ -27,7 +27,8 @@ class Replay {
     uint64_t own() const noexcept { return at_ < count_ ? (count_ - at_ - 1) / stride_ + 1 : 0; }
     // When the next one is to start, in ns since the beginning. There must be one.
     uint64_t due_ns() const noexcept {
-        return at_recorded_speed_ ? ops_[at_].time_ns : scaled(ops_[at_].time_ns, speed_ppm_);
+        uint64_t time_ns = ops_[at_].time_ns > latest_ns_ ? ops_[at_].time_ns : latest_ns_;
+        return at_recorded_speed_ ? time_ns : scaled(time_ns, speed_ppm_);
     }
     // The next one.
     void take(Ticket& ticket) noexcept;
@@ -42,6 +43,7 @@ class Replay {
     const engine_replay_op* ops_ = nullptr;
     uint64_t count_ = 0;
     uint64_t at_ = 0;
+    uint64_t latest_ns_ = 0;  // of those before it: a time that goes back starts with them
     uint64_t stride_ = 1;
     uint64_t speed_ppm_ = 0;
     uint64_t base_ = 0;  // of the range that it is replayed onto

@@ -30,6 +30,8 @@ from engine.experiment.schema import FREE, NAMED, SECTIONS, SINGLE, Key
 
 Path_ = tuple[str, ...]
 
+MAX_TRACE = 2**31  # of run.trace
+
 
 @dataclass(frozen=True)
 class Override:
@@ -221,6 +223,8 @@ class _Resolver:
         contexts = self.contexts(workloads, devices)
         nodes = self.nodes(workloads, devices)
         processes = run["processes"]
+        if run["trace"] > MAX_TRACE:
+            raise self.error(("run", "trace"), f"must be at most {MAX_TRACE}: one request in so many")
         setup = Setup(
             engine,
             contexts,

@@ -145,6 +145,7 @@ class Rig:
                 offset=spec.offset,
                 length=spec.length,
                 latency=spec.latency,
+                trace=0 if warmup else self.setup.trace,
                 context=self.contexts[home] if home else None,
                 replay=self._recordings[spec.name],
                 replay_speed=spec.replay.speed,

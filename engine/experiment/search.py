@@ -48,7 +48,10 @@ class Search:
         latency = job[f"latency_p{self.percentile}_ns"]
         if latency is None or latency["median"] > self.latency_ns:
             return False
-        return self.what == "iodepth" or job["iops"]["median"] >= KEPT_UP * value
+        if self.what == "iodepth":
+            return True
+        issued = job["iops"]["median"] + job["flushes_per_second"]["median"]  # both are of the rate
+        return bool(issued >= KEPT_UP * value)
 
     def next_value(self, tried: Mapping[int, bool]) -> int | None:
         """What to try after these, of which each was within the target or not; None: it is over."""

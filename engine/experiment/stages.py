@@ -34,6 +34,7 @@ def context_names(engine: Engine) -> dict[int, str]:
 
 def joined(parts: Sequence[Traces]) -> tuple[int, list[Trace]]:
     """The traces of several generators as those of one: who drew more often gives as many as the others."""
+    parts = [part for part in parts if part.every]
     every = max((part.every for part in parts), default=0)
     return every, [trace for part in parts for trace in part.requests[:: every // part.every]]
 

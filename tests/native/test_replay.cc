@@ -130,6 +130,8 @@ class Load {
         start();
         return wait();
     }
+    void go_on(uint64_t ns) { CHECK_EQ(engine_workload_wait(workload_, ns), -ETIMEDOUT); }
+    void stop() { CHECK_EQ(engine_workload_stop(workload_), 0); }
 
   private:
     engine_workload_t* workload_ = nullptr;
@@ -214,6 +216,7 @@ TEST(times_that_go_back_start_at_once) {
     Result result = Load(bench.engine.handle(), bench.config(ops)).run();
     check_order(ops);
     CHECK(seen[1].at_ns - seen[0].at_ns < turn_ns);
+    CHECK(result->latency_ns[0].max < ms);  // it was due with the one before it
     CHECK(seen[2].at_ns >= result->started_ns + 6 * ms);
 }
 
@@ -270,6 +273,29 @@ TEST(a_count_a_runtime_or_a_stop_ends_it_early) {
     Result result = Load(bench.engine.handle(), config).run();
     CHECK_EQ(seen.size(), 5);
     CHECK(result->ended_ns - result->started_ns >= 50 * ms);
+}
+
+// Neither a second stop nor the end of its time makes less of what waited at the first.
+TEST(what_waits_for_a_stalled_disk_at_a_stop_is_counted) {
+    Bench bench(14);
+    takes_ns = second;
+    std::vector<engine_replay_op> ops;
+    for (uint64_t i = 0; i < 100; i++) ops.push_back({i * ms, i * 512, 512, ENGINE_OP_READ});
+    engine_workload_config config = bench.config(ops);
+    config.iodepth = 2;
+    config.runtime_ns = 60 * ms;
+    Load load(bench.engine.handle(), config);
+    load.start();
+    load.go_on(30 * ms);
+    load.stop();
+    load.go_on(5 * ms);
+    load.stop();
+    Result result = load.wait();
+    CHECK_EQ(seen.size(), 2);
+    CHECK_EQ(result->requests[0], 2);
+    CHECK(result->unissued >= 28 && result->unissued <= 30);
+    CHECK_EQ(result->latency_ns[0].count, 2 + result->unissued);
+    CHECK(result->latency_ns[0].min >= 900 * ms);
 }
 
 TEST(a_failure_is_counted_and_the_rest_goes_on) {

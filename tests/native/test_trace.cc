@@ -144,8 +144,11 @@ TEST(a_change_of_the_graph_is_a_wait) {
     traces.resize(std::min<uint64_t>(count, traces.size()));
     unsigned waited = 0;
     for (const engine_trace& trace : traces) {
-        if (find(trace, ENGINE_MARK_WAIT, ENGINE_WAIT_CHANGE) == nullptr) continue;
+        const engine_trace_mark* held = find(trace, ENGINE_MARK_WAIT, ENGINE_WAIT_CHANGE);
+        if (held == nullptr) continue;
         waited++;
+        CHECK_EQ(held->node, 0);  // in none, before and after
+        CHECK_EQ(find(trace, ENGINE_MARK_WAITED, ENGINE_WAIT_CHANGE)->node, 0);
         CHECK(at(trace, ENGINE_MARK_WAITED, ENGINE_WAIT_CHANGE) >=
               at(trace, ENGINE_MARK_WAIT, ENGINE_WAIT_CHANGE));
         CHECK(find(trace, ENGINE_MARK_ENTERED, 0, id_of(filter)) != nullptr);

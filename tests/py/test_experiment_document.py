@@ -258,3 +258,9 @@ def test_what_nodes_stand_on_is_looked_at(line: int, text: str, key: str, words:
     error = refuse("\n".join(lines))
     assert key in str(error)
     assert words in str(error)
+
+
+def test_a_trace_of_too_few_names_its_key() -> None:
+    error = refuse(GOOD.replace("repeat = 3", "trace = 3000000000"))
+    assert "a.toml:2: run.trace" in str(error)
+    assert "at most 2147483648" in str(error)

@@ -134,6 +134,15 @@ def test_a_run_says_what_was_done(folder: Path) -> None:
     assert "replay of a.log" in results._repr_html_()
 
 
+def test_a_replay_is_traced_like_any_workload(folder: Path) -> None:
+    (folder / "a.log").write_text(LOG)
+    text = BASE.replace("repeat = 1", "repeat = 1\ntrace = 1")
+    (folder / "b.toml").write_text(text + 'replay = "a.log"\nreplay-speed = "max"\n')
+    traces = engine.experiment.run("b.toml").data["runs"][0]["record"]["engine"]["traces"]
+    assert [(job["job"], job["traces"], job["incomplete"]) for job in traces["jobs"]] == [("w", 4, 0)]
+    assert sorted(one["op"] for one in traces["examples"]) == ["flush", "read", "read", "write"]
+
+
 def test_what_lies_beyond_the_disk_is_said_or_wrapped(folder: Path) -> None:
     (folder / "a.log").write_text(LOG + "40001 a write 1048576 512\n")
     text = BASE + 'replay = "a.log"\nreplay-speed = "max"\n'

@@ -249,6 +249,17 @@ def test_of_several_workloads_the_one_that_is_searched_for_counts() -> None:
     assert not one.within({"jobs": {"w": {"latency_p99_ns": None}}}, 8)
 
 
+def test_flushes_are_of_the_rate_that_is_kept_up_with() -> None:
+    one = search(what="rate-iops")
+    job = {
+        "latency_p99_ns": {"median": 0.9e6},
+        "iops": {"median": 880},
+        "flushes_per_second": {"median": 110},
+    }
+    assert one.within({"jobs": {"w": job}}, 1000)
+    assert not one.within({"jobs": {"w": job}}, 1100)
+
+
 # ---- wishes
 
 
