@@ -250,7 +250,7 @@ def test_of_several_workloads_the_one_that_is_searched_for_counts() -> None:
 
 
 def test_flushes_are_of_the_rate_that_is_kept_up_with() -> None:
-    one = search(what="rate-iops")
+    one = search(key="rate-iops")
     job = {
         "latency_p99_ns": {"median": 0.9e6},
         "iops": {"median": 880},
