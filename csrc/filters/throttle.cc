@@ -201,7 +201,7 @@ const OptionDef throttle_options[] = {
 };
 constexpr unsigned options_a_limit = 3;
 
-int refuse(engine_error* error, const char* key, const char* format, const char* other) {
+int refuse_limit(engine_error* error, const char* key, const char* format, const char* other) {
     std::string text = "throttle: option '" + std::string(key) + "': " + format;
     if (size_t at = text.find('@'); at != std::string::npos) text.replace(at, 1, other);
     return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = key}, "%s",
@@ -214,14 +214,17 @@ int read_limits(const Options& given, Limits* limits, engine_error* error) {
         Limit& limit = limits->limit[which];
         limit = {given.number(keys[0].key), given.number(keys[1].key), given.number(keys[2].key)};
         if (limit.burst != 0 && limit.average == 0)
-            return refuse(error, keys[1].key, "a burst is above an average: give '@' as well", keys[0].key);
+            return refuse_limit(error, keys[1].key, "a burst is above an average: give '@' as well",
+                                keys[0].key);
         if (limit.burst != 0 && limit.burst < limit.average)
-            return refuse(error, keys[1].key, "a burst must not be slower than '@'", keys[0].key);
+            return refuse_limit(error, keys[1].key, "a burst must not be slower than '@'", keys[0].key);
         if (given.given(keys[2].key) && limit.burst == 0)
-            return refuse(error, keys[2].key, "there is no burst to last: give '@' as well", keys[1].key);
+            return refuse_limit(error, keys[2].key, "there is no burst to last: give '@' as well",
+                                keys[1].key);
         if (which % 3 != 0 && limit.average != 0 && limits->limit[which - which % 3].average != 0) {
-            return refuse(error, keys[0].key, "'@' limits that already: give the total, or reads and writes",
-                          throttle_options[size_t{which - which % 3} * options_a_limit].key);
+            return refuse_limit(error, keys[0].key,
+                                "'@' limits that already: give the total, or reads and writes",
+                                throttle_options[size_t{which - which % 3} * options_a_limit].key);
         }
     }
     limits->iops_size = given.number("limits.iops-size");
@@ -229,8 +232,8 @@ int read_limits(const Options& given, Limits* limits, engine_error* error) {
     for (unsigned which = Limits::iops_total; which < Limits::count; which++)
         iops = iops || limits->limit[which].average != 0;
     if (limits->iops_size != 0 && !iops)
-        return refuse(error, "limits.iops-size", "it counts requests, and no limit does: give '@'",
-                      "limits.iops-total");
+        return refuse_limit(error, "limits.iops-size", "it counts requests, and no limit does: give '@'",
+                            "limits.iops-total");
     return 0;
 }
 
@@ -280,7 +283,7 @@ int throttle_open(Node& node, const block::OpenArguments& arguments) {
     Group group;
     const std::string& name = given.text("throttle-group");
     if (given.given("throttle-group") && name.empty())
-        return refuse(arguments.error, "throttle-group", "a name is needed", "");
+        return refuse_limit(arguments.error, "throttle-group", "a name is needed", "");
     std::string key = name.empty() ? "" : key_of(name);
     if (name.empty()) {
         group = make_group(*node.control->engine, limits);

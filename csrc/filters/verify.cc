@@ -20,7 +20,7 @@ namespace {
 const block::ChildDef verify_children[] = {{child_roles[file_child], true},
                                            {child_roles[reference_child], true}};
 
-int refuse(engine_error* error, const char* format, const char* a, const char* b) {
+int refuse_children(engine_error* error, const char* format, const char* a, const char* b) {
     return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = "reference"},
                       format, a, b);
 }
@@ -31,10 +31,11 @@ int check_children(const Node& node, const OpenArguments& arguments) {
     const char* file_name = file.control->name.c_str();
     const char* reference_name = reference.control->name.c_str();
     if (&file == &reference) {
-        return refuse(arguments.error,
-                      "verify: option 'reference': it is node %s, as 'file' is, which cannot differ from "
-                      "itself: name another%s",
-                      file_name, "");
+        return refuse_children(
+            arguments.error,
+            "verify: option 'reference': it is node %s, as 'file' is, which cannot differ from "
+            "itself: name another%s",
+            file_name, "");
     }
     uint64_t file_bytes = file.bytes.load_relaxed(), reference_bytes = reference.bytes.load_relaxed();
     if (file_bytes != reference_bytes) {
@@ -47,9 +48,9 @@ int check_children(const Node& node, const OpenArguments& arguments) {
     for (Op op : {Op::read, Op::write}) {
         bool wanted = (file.native_ops & bit(op)) != 0 && (op == Op::read || !arguments.read_only);
         if (!wanted || (reference.native_ops & bit(op)) != 0) continue;
-        return refuse(arguments.error,
-                      "verify: option 'reference': driver %s cannot %s: give a node of another driver",
-                      reference.driver->name, op_name(op));
+        return refuse_children(
+            arguments.error, "verify: option 'reference': driver %s cannot %s: give a node of another driver",
+            reference.driver->name, op_name(op));
     }
     return 0;
 }

@@ -213,7 +213,7 @@ void write_log_submit(Channel& channel, Request* request) {
 
 // --- control plane
 
-int refuse(engine_error* error, const char* field, int errnum, const Node& log, const char* what) {
+int refuse_log(engine_error* error, const char* field, int errnum, const Node& log, const char* what) {
     const char* name = log.control->name.c_str();
     return base::fail(error, ENGINE_ERROR_INVALID, errnum,
                       {.node = name, .operation = "open", .field = field}, "write-log: node %s: %s", name,
@@ -224,7 +224,8 @@ int refuse(engine_error* error, const char* field, int errnum, const Node& log, 
 int begin_log(Node& node, Log& log, bool overwrite, uint64_t disk_bytes, engine_error* error) {
     const Node& target = *node.control->children[log_child].node;
     if (target.bytes.load_relaxed() < 4ul * log.block) {
-        return refuse(error, "log", EINVAL, target, "too small for a log: at least four blocks are needed");
+        return refuse_log(error, "log", EINVAL, target,
+                          "too small for a log: at least four blocks are needed");
     }
     base::Owner<std::byte[]> memory = base::make_array<std::byte>(log.block, target.best_memory_alignment);
     if (memory == nullptr) throw std::bad_alloc();
@@ -233,8 +234,8 @@ int begin_log(Node& node, Log& log, bool overwrite, uint64_t disk_bytes, engine_
     LogHead head{};
     memcpy(&head, memory.get(), sizeof head);
     if (head.magic == log_magic && !overwrite) {
-        return refuse(error, "overwrite", EEXIST, target,
-                      "holds a write log already: keep it and use another node, or give overwrite=on");
+        return refuse_log(error, "overwrite", EEXIST, target,
+                          "holds a write log already: keep it and use another node, or give overwrite=on");
     }
     if (getrandom(&log.id, sizeof log.id, 0) != sizeof log.id) {
         return base::fail_os(error, errno, {.operation = "open"}, "write-log: no random number for the log");
@@ -262,8 +263,8 @@ int write_log_open(Node& node, const block::OpenArguments& arguments) {
     node.best_request_alignment = node.request_alignment;
     uint64_t bytes = file.bytes.load_relaxed();
     if (bytes % node.request_alignment != 0) {
-        return refuse(arguments.error, "file", EINVAL, file,
-                      "its size is not a multiple of the sector size of the log");
+        return refuse_log(arguments.error, "file", EINVAL, file,
+                          "its size is not a multiple of the sector size of the log");
     }
     base::Owner<Log> log = base::make<Log>();
     if (log == nullptr) throw std::bad_alloc();

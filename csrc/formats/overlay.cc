@@ -36,7 +36,7 @@ const OptionDef overlay_options[] = {
 const block::ChildDef overlay_children[] = {{.role = "backing", .required = true, .read_only = true},
                                             {.role = "file", .required = true}};
 
-int refuse(engine_error* error, const char* field, const char* text) {
+int refuse_option(engine_error* error, const char* field, const char* text) {
     return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.operation = "open", .field = field},
                       "overlay: option '%s': %s", field, text);
 }
@@ -45,9 +45,10 @@ int refuse(engine_error* error, const char* field, const char* text) {
 int overlay_complete_child(Node& node, const block::ChildDef& def, const OptionBag& bag, OptionBag* nested,
                            engine_error* error) {
     if (bag.find("filename") != nullptr) {
-        return refuse(error, "filename",
-                      "it could be either file: write backing.driver=…,backing.filename=… for what is below; "
-                      "what is written goes to memory, or with data=file to an unnamed file");
+        return refuse_option(
+            error, "filename",
+            "it could be either file: write backing.driver=…,backing.filename=… for what is below; "
+            "what is written goes to memory, or with data=file to an unnamed file");
     }
     if (def.read_only || !nested->all().empty()) return 0;
     const std::string* data = bag.find("data");
@@ -80,16 +81,20 @@ int find_layout(Node& node, const OpenArguments& arguments, Layout* layout) {
     const Node& data = *node.control->children[data_child].node;
     bool own_data = node.state<OverlayState>().own_data;
     if (given.given("data") && !own_data)
-        return refuse(arguments.error, "data", "'file' says already where data goes: give one of the two");
+        return refuse_option(arguments.error, "data",
+                             "'file' says already where data goes: give one of the two");
     if (given.given("directory") && (!own_data || given.text("data") != "file"))
-        return refuse(arguments.error, "directory", "there is no unnamed file to put there: add data=file");
+        return refuse_option(arguments.error, "directory",
+                             "there is no unnamed file to put there: add data=file");
     uint64_t cluster = given.number("cluster-size");
-    if (!power_of_two(cluster)) return refuse(arguments.error, "cluster-size", "it must be a power of two");
+    if (!power_of_two(cluster))
+        return refuse_option(arguments.error, "cluster-size", "it must be a power of two");
     uint64_t sub =
         std::max({cluster / subs_max, uint64_t{1} << sub_bits_min, uint64_t{backing.best_request_alignment},
                   uint64_t{data.best_request_alignment}});
     if (sub > cluster)
-        return refuse(arguments.error, "cluster-size", "it must not be less than the alignment of a child");
+        return refuse_option(arguments.error, "cluster-size",
+                             "it must not be less than the alignment of a child");
     *layout = {
         .cluster_bits = log2(cluster), .sub_bits = log2(sub), .backing_bytes = backing.bytes.load_relaxed()};
     return 0;

@@ -193,7 +193,7 @@ void External::signal_fd(bool readable) noexcept {
     fd_readable_ = readable;
     uint64_t value = 1;
     // NOLINTNEXTLINE(clang-analyzer-unix.BlockInCriticalSection): an eventfd that never blocks
-    ssize_t done = readable ? write(fd_, &value, sizeof value) : read(fd_, &value, sizeof value);
+    ssize_t done = readable ? ::write(fd_, &value, sizeof value) : read(fd_, &value, sizeof value);
     ENGINE_CHECK(done == sizeof value);
 }
 
