@@ -44,10 +44,12 @@ Drawn run(engine_t* engine, const engine_workload_config& config) {
     drawn.traces.resize(count);
     CHECK_EQ(engine_workload_get_traces(workload, drawn.traces.data(), count, &count, &drawn.every), 0);
     CHECK_EQ(engine_workload_close(workload), 0);
-    for (engine_trace& trace : drawn.traces) {
-        std::stable_sort(
-            trace.marks, trace.marks + trace.mark_count,
-            [](const engine_trace_mark& a, const engine_trace_mark& b) { return a.at_ns < b.at_ns; });
+    for (engine_trace& trace : drawn.traces) {  // in order of time, and else as they were made
+        for (unsigned i = 1; i < trace.mark_count; i++) {
+            for (unsigned at = i; at != 0 && trace.marks[at].at_ns < trace.marks[at - 1].at_ns; at--) {
+                std::swap(trace.marks[at], trace.marks[at - 1]);
+            }
+        }
     }
     return drawn;
 }
