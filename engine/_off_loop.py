@@ -17,7 +17,7 @@ import engine
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from engine import AioContext, CopyProgress, QueueStats, WorkloadResult
+    from engine import AioContext, CopyProgress, QueueStats, Traces, WorkloadResult
     from engine.aio import BlockNode
 
 T = TypeVar("T")
@@ -154,6 +154,9 @@ class Workload(Closeable):
 
     def result(self) -> WorkloadResult:
         return self.blocking.result()
+
+    def traces(self) -> Traces:
+        return self.blocking.traces()
 
 
 class Copy(Closeable):

@@ -290,6 +290,11 @@ class BlockNode(BlockIO):
     def stats(self, context: Place = None) -> NodeStats:
         return self.blocking.stats(context)
 
+    @property
+    def children(self) -> dict[str, BlockNode]:
+        """The nodes below, by their roles."""
+        return {role: BlockNode(node, self._queues) for role, node in self.blocking.children.items()}
+
     def child(self, role: str) -> BlockNode:
         """The node below, by its role ("file")."""
         return BlockNode(self.blocking.child(role), self._queues)

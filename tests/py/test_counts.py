@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 RECORDED = ROOT / "bench" / "recorded.json"
 TOLERANCE = 0.05
-FILTER_INSTRUCTIONS_MAX = 145  # 136 counted
+FILTER_INSTRUCTIONS_MAX = 155  # 143 to 148 counted
 sys.path.insert(0, str(ROOT / "bench" / "peers"))
 
 import images  # noqa: E402

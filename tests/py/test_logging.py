@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from typing import Any
 
 import pytest
 from conftest import Script
@@ -71,9 +72,19 @@ def test_a_record_arrives_while_the_program_does_something_else(eng: engine.Engi
     assert "\n" not in record.getMessage()
 
 
-def test_levels_are_the_loggers(eng: engine.Engine, records: Records) -> None:
+def test_levels_are_the_loggers(
+    eng: engine.Engine, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered, emit = threading.Event(), _logging._emit
+
+    def tell(*record: Any) -> None:
+        emit(*record)
+        delivered.set()
+
+    monkeypatch.setattr(_logging, "_emit", tell)
     logging.getLogger("engine").setLevel(logging.ERROR)
     time_out(eng)
+    assert delivered.wait(30)
     logging.getLogger("engine").setLevel(logging.WARNING)
     time_out(eng)
     records.wait("timed out")
