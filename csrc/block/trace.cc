@@ -1,7 +1,7 @@
 // Traces. Home thread of whoever has the request, or of the front end.
 #include "block/trace.hh"
 
-#include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "block/node.hh"
