@@ -55,7 +55,8 @@ class StorageBenchmark:
         **workload: Any,
     ) -> Measured:
         """Makes `count` requests in each of `rounds` rounds, after one that does not count, from one context,
-        pinned to `cpu` where that is given.
+        pinned to `cpu` where that is given. Where pytest-benchmark is disabled (--benchmark-disable, or more
+        than one process of pytest-xdist) there is one round, and it counts.
 
         `target` is a file, or options of a block node as `Engine.open` takes them, in a dictionary. More
         options of the workload are those of `Engine.workload`. Raises what these raise, and OSError where
@@ -87,7 +88,7 @@ class StorageBenchmark:
                 raise OSError(done[-1].error_errno, os.strerror(done[-1].error_errno), str(target))
 
         self._benchmark.pedantic(run, setup=setup, rounds=rounds, warmup_rounds=1)
-        measured = self._sum(done[1:])
+        measured = self._sum(done[1:] or done)
         p50, p99 = measured.latency.percentiles((50, 99))
         self._benchmark.extra_info.update(
             iops=round(measured.iops, 1),
