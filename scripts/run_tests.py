@@ -135,7 +135,7 @@ def native(
 
 
 SANITIZED = ("-Db_lundef=false", "-Doptimization=1")
-PCH = ("-Db_pch=true",)  # not where the package is built: that shows that each file has its includes
+PCH = ("-Db_pch=true",)
 UNIFIED = ("-Dunified=true",)  # a change of one file compiles ten: not for what is built again and again
 TSAN_OPTIONS = ("-Db_sanitize=thread", *SANITIZED)
 GCC = {"CC": os.environ.get("CC", "gcc"), "CXX": os.environ.get("CXX", "g++")}
@@ -209,7 +209,7 @@ def test_fuzz() -> Counts:
 def test_python() -> Counts:
     report = REPORTS / "pytest.xml"
     report.unlink(missing_ok=True)
-    status, _ = run(sys.executable, "-m", "pytest", f"--junitxml={report}")
+    status, _ = run(sys.executable, "-m", "pytest", "-n", JOBS, "--dist=worksteal", f"--junitxml={report}")
     if not report.exists():
         return FAILED
     counts = Counts()
@@ -259,9 +259,9 @@ def test_clang_format() -> Counts:
 
 def test_clang_tidy() -> Counts:
     """With the flags of the clang build. Most of the work is the standard library's headers: so ten sources
-    are one to it, which the analyser takes for headers. It may take a twentieth of its usual steps for each
+    are one to it, which the analyser takes for headers. It may take a fortieth of its usual steps for each
     function."""
-    analyser = ("-analyzer-opt-analyze-headers", "-analyzer-config", "max-nodes=12000")
+    analyser = ("-analyzer-opt-analyze-headers", "-analyzer-config", "max-nodes=6000")
     tidy = clang_tool("clang-tidy")
     if tidy is None or not configure(BUILD / "tidy", clang(), *TSAN_OPTIONS, *UNIFIED):
         return FAILED

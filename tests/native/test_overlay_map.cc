@@ -267,7 +267,7 @@ TEST(the_map_against_a_model) {
                     space.free(alone.guard, std::span(some).first(count));
                 }
             }
-            if (step % 10 == 0) compare(map, alone.guard, model);
+            if (step % 25 == 0) compare(map, alone.guard, model);
             REQUIRE(check::failures == 0);
         }
         for (const Write& write : under_way) end_write(map, alone.guard, write, true, model);
