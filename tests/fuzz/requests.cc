@@ -88,10 +88,7 @@ class Exercise {
     }
     void fill(Pending& pending) {
         uint8_t kind = input_.byte();
-        pending.data.resize(pending.length);
-        for (uint64_t i = 0; i < pending.length; i++) {
-            pending.data[i] = kind < 32 ? 0 : static_cast<uint8_t>(kind + i * 3 + (i >> 8));
-        }
+        pending.data = kind < 32 ? std::vector<uint8_t>(pending.length) : pattern_of(pending.length, kind);
         pending.parts->fill(pending.data);
     }
     void send(Pending pending) {

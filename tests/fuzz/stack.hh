@@ -27,6 +27,15 @@ inline engine_node_info info_of(engine_node_t* node) {
     return info;
 }
 
+// Bytes of which each sector has others. Not instrumented: that took a fifth of all time.
+__attribute__((no_sanitize("address", "undefined", "coverage"))) inline std::vector<uint8_t> pattern_of(
+    uint64_t bytes, uint8_t first) {
+    std::vector<uint8_t> pattern(bytes);
+    uint8_t* to = pattern.data();
+    for (uint64_t at = 0; at < bytes; at++) to[at] = static_cast<uint8_t>(first + at * 7 + (at >> 9));
+    return pattern;
+}
+
 // What each byte of the disk may be: `now`, or, where that is not known, `else_` as well.
 class Model {
   public:
@@ -146,10 +155,8 @@ class Stack {
     // What is on the disk at first.
     Model model() const {
         Model model(bytes_);
-        for (uint64_t at = 0; patterned_ && at < pattern_bytes_ && at < bytes_; at++) {
-            uint8_t byte = pattern_of(at);
-            model.set(at, &byte, 1);
-        }
+        const std::vector<uint8_t> pattern = pattern_of(std::min(pattern_bytes_, bytes_), 1);
+        model.set(0, pattern.data(), pattern.size());
         return model;
     }
 
@@ -157,8 +164,6 @@ class Stack {
     engine_user_t* user = nullptr;
 
   private:
-    static uint8_t pattern_of(uint64_t at) { return static_cast<uint8_t>(at * 7 + (at >> 9) + 1); }
-
     engine_node_t* bottom(Input& input, const char* name) {
         uint64_t bytes = size(input);
         uint64_t kind = input.below(8);
@@ -250,8 +255,7 @@ class Stack {
     }
     void fill_with_pattern(engine_node_t* node, uint64_t bytes) {
         engine_user_t* filler = embedder::Engine::user(node, "filler");
-        std::vector<uint8_t> data(bytes);
-        for (uint64_t at = 0; at < bytes; at++) data[at] = pattern_of(at);
+        std::vector<uint8_t> data = pattern_of(bytes, 1);
         Error error;
         CHECK_EQ(embedder::io(filler, ENGINE_OP_WRITE, data.data(), 0, bytes, 0, &error), bytes);
         CHECK_EQ(engine_user_close(filler, &error), 0);
@@ -299,7 +303,7 @@ class Stack {
     sim::Engine& engine_;
     std::vector<engine_node_t*> nodes_;
     uint64_t bytes_ = 0, pattern_bytes_ = 0;
-    bool patterned_ = false;
+    bool patterned_ = false;  // the first pattern_bytes_ bytes below the overlay
     bool may_run_out_ = false;
 };
 

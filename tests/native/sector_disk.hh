@@ -78,16 +78,21 @@ void check_demands(const Node& node, const Request& request) {
 
 void disk_do(Request* request) {
     Disk& disk = *request->channel->node->state<DiskState>().disk;
-    size_t at = request->offset;
+    REQUIRE(request->offset + request->length <= disk.data.size());
+    std::atomic<unsigned char>* at = disk.data.data() + request->offset;
+    bool writes = request->op == Op::write;
     for (uint32_t i = 0; i < request->iov_count; i++) {
         auto* part = static_cast<unsigned char*>(request->iov[i].iov_base);
-        for (size_t j = 0; j < request->iov[i].iov_len; j++, at++) {
-            if (request->op == Op::read) part[j] = disk.data[at].load(std::memory_order_relaxed);
-            if (request->op == Op::write) disk.data[at].store(part[j], std::memory_order_relaxed);
+        for (size_t left = request->iov[i].iov_len; left != 0; left--, part++, at++) {
+            if (writes) {
+                at->store(*part, std::memory_order_relaxed);
+            } else {
+                *part = at->load(std::memory_order_relaxed);
+            }
         }
     }
     if (request->op == Op::discard || request->op == Op::write_zeroes) {
-        for (size_t i = 0; i < request->length; i++) disk.data[at + i].store(0, std::memory_order_relaxed);
+        for (size_t i = 0; i < request->length; i++) at[i].store(0, std::memory_order_relaxed);
     }
     finish(request, 0);
 }
