@@ -236,9 +236,7 @@ bool harmless(const Pairs& pairs) {
 }
 
 void use(const sim::Engine& engine, engine_node_t* node, const std::vector<engine_option>& options) {
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(node, &info), 0);
+    engine_node_info info = embedder::info_of(node);
     CHECK(info.name[0] != '\0');
     CHECK_EQ(info.bytes % info.request_alignment, 0);
     engine_user_t* user = embedder::Engine::user(node, "fuzzer", ENGINE_PERM_CONSISTENT_READ);

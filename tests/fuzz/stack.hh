@@ -15,17 +15,11 @@
 namespace stack {
 
 using embedder::Error;
+using embedder::info_of;
 using fuzz::Input;
 
 constexpr uint64_t bytes_max = 256 << 10;  // of a disk
 constexpr uint64_t request_max = 160 << 10;
-
-inline engine_node_info info_of(engine_node_t* node) {
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(node, &info), 0);
-    return info;
-}
 
 // Bytes of which each sector has others. Not instrumented: that took a fifth of all time.
 __attribute__((no_sanitize("address", "undefined", "coverage"))) inline std::vector<uint8_t> pattern_of(

@@ -128,6 +128,13 @@ inline int64_t io(engine_user_t* user, uint32_t op, void* buffer, uint64_t offse
                           error);
 }
 
+inline engine_node_info info_of(engine_node_t* node) {
+    engine_node_info info{};
+    info.size = sizeof info;
+    CHECK_EQ(engine_node_get_info(node, &info), 0);
+    return info;
+}
+
 inline engine_context_stats stats_of(engine_context_t* context) {
     engine_context_stats stats{};
     stats.size = sizeof stats;

@@ -169,12 +169,7 @@ class Bench {
         found.resize(count < 0 ? 0 : static_cast<size_t>(count));
         return found;
     }
-    engine_node_info info(engine_node_t* node) {
-        engine_node_info info{};
-        info.size = sizeof info;
-        CHECK_EQ(engine_node_get_info(node, &info), 0);
-        return info;
-    }
+    engine_node_info info(engine_node_t* node) { return embedder::info_of(node); }
     engine_context_stats stats() {
         engine_context_stats stats{};
         stats.size = sizeof stats;

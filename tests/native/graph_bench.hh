@@ -14,6 +14,7 @@ namespace graph_bench {
 using embedder::Engine;
 using embedder::Error;
 using embedder::eventually;
+using embedder::info_of;
 using embedder::io;
 using namespace engine::block;
 namespace aio = engine::aio;

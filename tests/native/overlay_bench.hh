@@ -14,6 +14,7 @@ namespace overlay_bench {
 using embedder::Engine;
 using embedder::Error;
 using embedder::eventually;
+using embedder::info_of;
 using embedder::io;
 using namespace engine::block;
 namespace aio = engine::aio;
@@ -112,12 +113,6 @@ const Driver shelf_driver{
 
 using overlay_lanes::pattern;
 
-engine_node_info info_of(engine_node_t* node) {
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(node, &info), 0);
-    return info;
-}
 engine_node_stats stats_of(engine_node_t* node) {
     engine_node_stats stats{};
     stats.size = sizeof stats;

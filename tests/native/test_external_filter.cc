@@ -66,9 +66,7 @@ TEST(a_size_goes_through) {
     Ram ram(disk.below);
     CHECK_EQ(io(disk.user, ENGINE_OP_RESIZE, nullptr, 4096, 0, 0, &disk.error), 0);
     CHECK_EQ(io(disk.user, ENGINE_OP_DISCARD, nullptr, 0, 512, 0, &disk.error), 0);
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(disk.node, &info), 0);
+    engine_node_info info = embedder::info_of(disk.node);
     CHECK_EQ(info.bytes, 4096);
     CHECK_EQ(info.ops, 1u << ENGINE_OP_READ | 1u << ENGINE_OP_WRITE | 1u << ENGINE_OP_FLUSH |
                            1u << ENGINE_OP_DISCARD | 1u << ENGINE_OP_RESIZE);

@@ -106,9 +106,7 @@ TEST(block_status_tells_data_from_holes) {
     CHECK_EQ(disk.status(100, 2 * chunk), "Z130972 D100");
     CHECK_EQ(disk.status(0, 1 << 20, 2), "Z131072 D131072");  // as many as there is room for
     CHECK_EQ(disk.status(2 * chunk, 10), "D10");
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(disk.node, &info), 0);
+    engine_node_info info = embedder::info_of(disk.node);
     CHECK_EQ(info.holes, 1);
 }
 

@@ -9,6 +9,7 @@ namespace {
 
 using embedder::Engine;
 using embedder::Error;
+using embedder::info_of;
 using engine::block::parse_size;
 using engine::block::parse_time_ns;
 
@@ -89,13 +90,6 @@ Error refused(Engine& engine, Engine::Options options, int errnum, const char* f
     CHECK(node == nullptr);
     CHECK(strchr(error.message, '\n') == nullptr);
     return error;
-}
-
-engine_node_info info_of(engine_node_t* node) {
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(node, &info), 0);
-    return info;
 }
 
 TEST(wrong_options_answer_with_what_would_be_right) {

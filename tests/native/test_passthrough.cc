@@ -9,6 +9,7 @@ namespace {
 using embedder::both_backends;
 using embedder::Engine;
 using embedder::Error;
+using embedder::info_of;
 using embedder::io;
 
 engine_node_t* child_of(engine_node_t* node) {
@@ -17,13 +18,6 @@ engine_node_t* child_of(engine_node_t* node) {
     REQUIRE(child != nullptr);
     CHECK_EQ(std::string_view(role), "file");
     return child;
-}
-
-engine_node_info info_of(engine_node_t* node) {
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(node, &info), 0);
-    return info;
 }
 
 engine_node_stats stats_of(engine_node_t* node) {

@@ -474,9 +474,7 @@ TEST(block_status_ends_where_it_was_checked) {
 // --- resize
 
 uint64_t bytes_of(engine_node_t* node) {
-    engine_node_info info{};
-    info.size = sizeof info;
-    CHECK_EQ(engine_node_get_info(node, &info), 0);
+    engine_node_info info = embedder::info_of(node);
     return info.bytes;
 }
 
