@@ -21,16 +21,22 @@ size_t index_of(const Node& parent, const User* edge) ENGINE_NO_THREAD_SAFETY_AN
     return 0;
 }
 
+enum class Change : uint8_t {
+    insert,   // `to` is a filter, opened above `from`; its edge is no user of `from` yet
+    remove,   // `to` is below `from`, a filter that is about to be closed
+    replace,  // both are any, and stay
+};
+
 // Who moves: all users but edges that would close a circle, and those of nodes that are being opened just
 // now.
 struct Move {
+    Change change;
     Node* from;
     Node* to;
     std::vector<User*> users;
     User* opening = nullptr;    // of a node that is being opened on `from`: it cannot move yet
     User* edge_up = nullptr;    // inserting: by which `to` uses `from`
     User* edge_down = nullptr;  // removing: by which `from`, about to be closed, uses `to`
-    bool removing = false;
     std::vector<aio::AioContext*> contexts;
 };
 
@@ -48,10 +54,10 @@ void find_users(Instance& engine, Move& move) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
         }
     }
     for (Child& child : move.from->control->children) {
-        if (move.removing && child.node == move.to) move.edge_down = child.user;
+        if (move.change == Change::remove && child.node == move.to) move.edge_down = child.user;
     }
     for (Child& child : move.to->control->children) {
-        if (child.node == move.from) move.edge_up = child.user;
+        if (move.change == Change::insert && child.node == move.from) move.edge_up = child.user;
     }
     auto add = [&](aio::AioContext* context) {
         if (std::find(move.contexts.begin(), move.contexts.end(), context) == move.contexts.end())
@@ -77,20 +83,20 @@ int check_children(const Move& move, engine_error* error) {
 }
 
 int check_move(const Move& move, engine_error* error) {
-    if (move.edge_up != nullptr) {  // alone with `from`, once the others have gone
+    if (move.change == Change::insert) {  // alone with `from`, once the others have gone
         int result = check_children(move, error);
         if (result != 0) return result;
         return check_user(move.from, *move.edge_up, move.users, error);
     }
     const char* from = move.from->control->name.c_str();
     const char* to = move.to->control->name.c_str();
-    if (move.removing && move.opening != nullptr) {
+    if (move.change == Change::remove && move.opening != nullptr) {
         return base::fail(error, ENGINE_ERROR_CONFLICT, EBUSY, {.node = from, .operation = "remove"},
                           "%s is being opened on node %s just now: try again", move.opening->name.c_str(),
                           from);
     }
     uint64_t has = move.to->bytes.load_relaxed(), needed = move.from->bytes.load_relaxed();
-    if (has < needed && move.edge_down == nullptr) {
+    if (has < needed && move.change == Change::replace) {
         return base::fail(error, ENGINE_ERROR_INVALID, EINVAL, {.node = to, .operation = "replace"},
                           "node %s has %lu bytes, node %s, which it is to stand in for, %lu: resize it first",
                           to, has, from, needed);
@@ -150,10 +156,10 @@ void commit(Move& move, Quiesced& rest) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSI
     }
 }
 
-// Who closes what: the place that a node had under a parent that owned it goes to who stands between. True:
-// the node below has no owner any more.
+// Who closes what: the place that a node had under a parent that owned it goes to who stands between; of two
+// nodes that stay, both are their opener's. True: the node below has no owner any more.
 bool pass_ownership(Move& move) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
-    bool inserting = move.edge_up != nullptr;
+    bool inserting = move.change == Change::insert;
     Node* upper = inserting ? move.to : move.from;
     User* edge = inserting ? move.edge_up : move.edge_down;
     Child* below = edge == nullptr ? nullptr : &upper->control->children[index_of(*upper, edge)];
@@ -168,6 +174,8 @@ bool pass_ownership(Move& move) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
         } else if (owner_is_below) {
             child.owned = true;
             owner_is_below = false;
+        } else if (move.change == Change::replace) {
+            child.owned = false;
         }
     }
     return owner_is_below;
@@ -178,9 +186,8 @@ Node* below(const Node* filter) ENGINE_NO_THREAD_SAFETY_ANALYSIS {
     return filter->control->children[0].node;
 }
 
-// `to` null: what is below `from`, a filter that is about to be closed. `freed`: that one, where it has no
-// owner.
-Task<int> move_users(Instance& engine, Node* from, Node* to, uint64_t timeout_ns, Node** freed,
+// Removing, `to` is null and `freed` what is below, where it has no owner.
+Task<int> move_users(Instance& engine, Change change, Node* from, Node* to, uint64_t timeout_ns, Node** freed,
                      engine_error* error) {
     EdgeLocks locks(engine);
     int result = co_await lock_edges(engine, locks, [from, to](std::vector<Node*>& wanted) {
@@ -189,14 +196,13 @@ Task<int> move_users(Instance& engine, Node* from, Node* to, uint64_t timeout_ns
         add_subtrees(above, wanted);
         if (to != nullptr) add_subtree(to, wanted);
     });
-    bool removing = to == nullptr;
-    if (removing) to = below(from);
+    if (change == Change::remove) to = below(from);
     if (result == -ENOENT) {
         base::fail(error, ENGINE_ERROR_CLOSED, ENOENT, {.operation = "change"},
                    "a node was closed meanwhile");
     }
     if (result != 0) co_return result;
-    Move move{.from = from, .to = to, .users = {}, .removing = removing, .contexts = {}};
+    Move move{.change = change, .from = from, .to = to, .users = {}, .contexts = {}};
     find_users(engine, move);
     result = check_move(move, error);
     if (result != 0) co_return result;
@@ -378,8 +384,9 @@ int insert_filter(Node* below, const Driver& driver, OptionBag bag, uint64_t tim
     Node* filter = nullptr;
     int result = open_node(engine, driver, std::move(bag), true, &filter, error);
     if (result != 0) return result;
-    result = on_main(engine, error, "insert",
-                     [&] { return move_users(engine, below, filter, timeout_ns, nullptr, error); });
+    result = on_main(engine, error, "insert", [&] {
+        return move_users(engine, Change::insert, below, filter, timeout_ns, nullptr, error);
+    });
     if (result != 0) {
         if (close_node(filter, nullptr) != 0) discard_node(engine, filter);
         return result;
@@ -393,8 +400,9 @@ int remove_filter(Node* filter, uint64_t timeout_ns, Node** freed, engine_error*
     *freed = nullptr;
     if (!filter->driver->filter) return not_a_filter(*filter, "remove", error);
     Node* ownerless = nullptr;
-    int result = on_main(engine, error, "remove",
-                         [&] { return move_users(engine, filter, nullptr, timeout_ns, &ownerless, error); });
+    int result = on_main(engine, error, "remove", [&] {
+        return move_users(engine, Change::remove, filter, nullptr, timeout_ns, &ownerless, error);
+    });
     if (result == 0) result = close_node(filter, error);
     if (result == 0) *freed = ownerless;
     return result;
@@ -408,8 +416,9 @@ int replace_node(Node* from, Node* to, uint64_t timeout_ns, engine_error* error)
                           to->control->name.c_str());
     }
     if (from == to) return 0;
-    int result = on_main(engine, error, "replace",
-                         [&] { return move_users(engine, from, to, timeout_ns, nullptr, error); });
+    int result = on_main(engine, error, "replace", [&] {
+        return move_users(engine, Change::replace, from, to, timeout_ns, nullptr, error);
+    });
     return result;
 }
 

@@ -330,6 +330,55 @@ TEST(replacing_moves_the_users_to_another_node) {
     close_user_and_node(user, b);
 }
 
+// Its own edge stays, as it was, and so does its size.
+TEST(an_overlay_replaces_what_is_below_it) {
+    Engine engine;
+    engine_node_t* base = engine.open({{"driver", "memory"}, {"node-name", "base"}, {"size", "1M"}});
+    engine_user_t* user = Engine::user(base, "one", ENGINE_PERM_WRITE, ENGINE_PERM_ALL);
+    Error error;
+    std::string block(4096, 'b'), read(4096, '?');
+    CHECK_EQ(io(user, ENGINE_OP_WRITE, block.data(), 0, 4096, 0, &error), 4096);
+    engine_user_close(user, &error);
+    user = Engine::user(base, "one", ENGINE_PERM_CONSISTENT_READ,
+                        ENGINE_PERM_ALL);  // an overlay wants its backing node to stand still
+    engine_node_t* top = engine.open({{"driver", "overlay"},
+                                      {"node-name", "top"},
+                                      {"backing", "base"},
+                                      {"size", "2M"},
+                                      {"data", "memory"}});
+    CHECK_EQ(engine_node_replace(base, top, 0, &error), 0);
+    CHECK_EQ(info_of(top).bytes, 2 << 20);
+    CHECK_EQ(info_of(top).user_count, 1);
+    CHECK_EQ(info_of(base).user_count, 1);
+    CHECK_EQ(io(user, ENGINE_OP_READ, read.data(), 0, 4096, 0, &error), 4096);
+    CHECK(read == block);
+    CHECK_EQ(stats_of(top).op[ENGINE_OP_READ].requests, 1);
+    engine_user_close(user, &error);
+    CHECK_EQ(engine_node_close(base, &error), -EBUSY);
+    CHECK_EQ(engine_node_close(top, &error), 0);
+    CHECK_EQ(info_of(base).user_count, 0);
+    CHECK_EQ(engine_node_close(base, &error), 0);
+}
+
+// Who opened the parent has not opened what stands there now; and what stood there has nobody else.
+TEST(a_replacement_is_not_closed_with_the_parent) {
+    Engine engine;
+    engine_node_t* parent = engine.open({{"driver", "passthrough"},
+                                         {"node-name", "parent"},
+                                         {"file.driver", "memory"},
+                                         {"file.node-name", "old"},
+                                         {"file.size", "1M"}});
+    engine_node_t* old = engine_node_find(engine, "old");
+    engine_node_t* other = engine.open({{"driver", "memory"}, {"node-name", "other"}, {"size", "1M"}});
+    Error error;
+    CHECK_EQ(engine_node_replace(old, other, 0, &error), 0);
+    CHECK_EQ(engine_node_close(parent, &error), 0);
+    CHECK(engine_node_find(engine, "other") == other);
+    REQUIRE(engine_node_find(engine, "old") == old);
+    CHECK_EQ(engine_node_close(other, &error), 0);
+    CHECK_EQ(engine_node_close(old, &error), 0);
+}
+
 TEST(a_replacement_must_be_as_large_and_allow_as_much) {
     Engine engine;
     Ram one, two;

@@ -117,7 +117,9 @@ ENGINE_API int engine_node_insert_filter(engine_node_t *below, const engine_opti
  * below, where it was opened along with the filter and now is the caller's to close; else NULL. */
 ENGINE_API int engine_node_remove_filter(engine_node_t *filter, uint64_t timeout_ns, engine_node_t **freed,
                                          engine_error *error);
-/* All users of one node use another from then on, which is not smaller. Both stay open. */
+/* All users of one node use another from then on, which is not smaller. Both stay open, and the one that was opened
+ * along with a node above it is the caller's to close from then on. Where `to` is above `from`, an overlay say, its
+ * own use of `from` stays. */
 ENGINE_API int engine_node_replace(engine_node_t *from, engine_node_t *to, uint64_t timeout_ns,
                                    engine_error *error);
 
