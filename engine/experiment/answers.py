@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.experiment.search import KEPT_UP, Search, bounds
+from engine.experiment.search import KEPT_UP, Search, bounds, done_per_second
 
 KNEE_FACTOR = 3.0  # how far p99 may rise above that at the lowest rate
 STEPS_LEAST = 3  # on an axis, to speak of a knee
@@ -24,7 +24,7 @@ class Knee:
     asked: float  # the highest rate that was kept up with, at a p99 that had not risen far; 0: none was
     p99: float
     beyond: float | None  # the next rate that was tried; None: it was kept up with to the end
-    beyond_iops: float
+    beyond_iops: float  # done of it, with flushes
     beyond_p99: float
 
 
@@ -93,16 +93,18 @@ def knees(data: Mapping[str, Any]) -> list[Knee]:
     key = next((key for key in data["plan"]["sweep"] if key.endswith(".rate-iops")), None)
     if key is None or data["plan"].get("search"):
         return []
+    workload = key.split(".")[1]  # others of a mix have rates of their own
     found = []
     for group, points in groups(data, key).items():
+        asked = [point for point in points if point["settings"][key]]
+        jobs = [point["summary"]["jobs"][workload] for point in asked]
         steps = sorted(
             (
                 float(point["settings"][key]),
-                median(point, "iops") or 0.0,
-                median(point, "latency_p99_ns") or 0.0,
+                done_per_second(job),
+                float((job["latency_p99_ns"] or {"median": 0.0})["median"]),
             )
-            for point in points
-            if point["settings"][key]
+            for point, job in zip(asked, jobs, strict=True)
         )
         if len(steps) >= STEPS_LEAST:
             found.append(_knee(group, steps))

@@ -50,8 +50,7 @@ class Search:
             return False
         if self.what == "iodepth":
             return True
-        issued = job["iops"]["median"] + job["flushes_per_second"]["median"]  # both are of the rate
-        return bool(issued >= KEPT_UP * value)
+        return done_per_second(job) >= KEPT_UP * value
 
     def next_value(self, tried: Mapping[int, bool]) -> int | None:
         """What to try after these, of which each was within the target or not; None: it is over."""
@@ -69,6 +68,11 @@ class Search:
         if bad <= 2 * good:
             return (good + bad) // 2
         return round(math.sqrt(good * bad))
+
+
+def done_per_second(job: Mapping[str, Any]) -> float:
+    """Of the summary of a workload: what its rate counts, which is flushes as well."""
+    return float(job["iops"]["median"] + job["flushes_per_second"]["median"])
 
 
 def bounds(tried: Mapping[int, bool]) -> tuple[int | None, int | None]:

@@ -23,7 +23,12 @@ def point(index: int, settings: dict[str, Any], iops: float, p99: float, context
         "settings": settings,
         "labels": {key: str(value) for key, value in settings.items()},
         "options": {"devices": [], "workloads": [{"device": None, "contexts": names}]},
-        "summary": {"iops": spread(iops), "latency_p99_ns": spread(p99)},
+        "summary": {"iops": spread(iops), "latency_p99_ns": spread(p99)}
+        | {
+            "jobs": {
+                "w": {"iops": spread(iops), "flushes_per_second": spread(0), "latency_p99_ns": spread(p99)}
+            }
+        },
     }
 
 
@@ -48,6 +53,19 @@ def test_the_knee_is_where_the_rate_is_not_kept_up_with() -> None:
     assert (knee.asked, knee.beyond) == (200, 400)
     (line,) = answer_lines(data)
     assert line == "200 a second are kept up with, p99 50 ns; with 400 asked: 300 done, p99 50 ns"
+
+
+def test_a_rate_is_that_of_its_workload_and_counts_flushes() -> None:
+    """Beside another one in a mix, which is quick and waits long."""
+    data = rates((100, 80, 50), (200, 160, 50), (400, 320, 50))
+    for one in data["points"]:
+        one["summary"]["jobs"]["w"]["flushes_per_second"]["median"] = one["settings"][RATE] / 5
+        one["summary"] |= {"iops": {"median": 1e6}, "latency_p99_ns": {"median": 1e9 * one["index"]}}
+    (knee,) = knees(data)
+    assert (knee.asked, knee.p99, knee.beyond) == (400, 50, None)
+    data["points"][2]["summary"]["jobs"]["w"]["flushes_per_second"]["median"] = 0
+    (knee,) = knees(data)
+    assert (knee.asked, knee.beyond, knee.beyond_iops) == (200, 400, 320)
 
 
 def test_no_knee_and_nothing_but_knee() -> None:
