@@ -142,7 +142,9 @@ GCC = {"CC": os.environ.get("CC", "gcc"), "CXX": os.environ.get("CXX", "g++")}
 
 
 def clang() -> dict[str, str]:
-    return {"CC": clang_tool("clang") or "clang", "CXX": clang_tool("clang++") or "clang++"}
+    """With the linker of its own, where it is installed: it takes a third of the time."""
+    compilers = {"CC": clang_tool("clang") or "clang", "CXX": clang_tool("clang++") or "clang++"}
+    return compilers | ({"CC_LD": "lld", "CXX_LD": "lld"} if clang_tool("ld.lld") else {})
 
 
 def test_native() -> Counts:

@@ -84,6 +84,7 @@ want_for_tests() {
     local version
     version=$(clang_version)
     want "clang-$version" "clang, the second compiler" has "clang++-$version"
+    want "lld-$version" "clang's linker" has "ld.lld-$version"
     want "libclang-rt-$version-dev" "clang's sanitizer runtimes and libFuzzer" runtimes_of "$version"
     want "clang-format-$version" "clang-format" has "clang-format-$version"
     want "clang-tidy-$version" "clang-tidy" has "clang-tidy-$version"

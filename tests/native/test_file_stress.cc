@@ -71,8 +71,9 @@ class Model {
     void write() {
         uint64_t offset, length;
         choose(&offset, &length);
-        for (uint64_t i = 0; i < length; i++)
-            content_[offset + i] = buffer_.base[i] = static_cast<char>(random_());
+        uint64_t first = random_();
+        for (uint64_t i = 0; i < length; i++) buffer_.base[i] = static_cast<char>(first + i * 7 + (i >> 8));
+        memcpy(content_.data() + offset, buffer_.base, length);
         CHECK_EQ(bench_.write(node_, buffer_.base, offset, length, pick(8) == 0 ? ENGINE_FUA : 0), length);
     }
     void read() {
