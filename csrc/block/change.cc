@@ -159,7 +159,7 @@ void commit(Move& move, Quiesced& rest) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSI
 // Who closes what: the place that a node had under a parent that owned it goes to who stands between; of two
 // nodes that stay, both are their opener's. True: the node below has no owner any more.
 bool pass_ownership(Move& move) noexcept ENGINE_NO_THREAD_SAFETY_ANALYSIS {
-    bool inserting = move.change == Change::insert;
+    bool inserting = move.edge_up != nullptr;
     Node* upper = inserting ? move.to : move.from;
     User* edge = inserting ? move.edge_up : move.edge_down;
     Child* below = edge == nullptr ? nullptr : &upper->control->children[index_of(*upper, edge)];
