@@ -24,6 +24,7 @@ BUILD = ROOT / "build"
 REPORTS = BUILD / "reports"
 TOOLS = Path(sys.executable).parent  # meson, ninja, pytest, ruff and mypy of the same environment
 JOBS = "2"
+PYTEST_JOBS = "3"  # many of its tests wait
 CLANG_VERSIONS = (19, 22, 21, 20, 18, 17, 16)  # 19 first: the output of clang-format differs between versions
 PYTHON_SOURCES = ("engine", "tests", "bench", "scripts")
 
@@ -211,7 +212,9 @@ def test_fuzz() -> Counts:
 def test_python() -> Counts:
     report = REPORTS / "pytest.xml"
     report.unlink(missing_ok=True)
-    status, _ = run(sys.executable, "-m", "pytest", "-n", JOBS, "--dist=worksteal", f"--junitxml={report}")
+    status, _ = run(
+        sys.executable, "-m", "pytest", "-n", PYTEST_JOBS, "--dist=worksteal", f"--junitxml={report}"
+    )
     if not report.exists():
         return FAILED
     counts = Counts()
