@@ -23,7 +23,7 @@ def perfetto(data: Mapping[str, Any], point: int | None = None) -> bytes:
     are none."""
     for run in data["runs"]:
         traces = run["record"]["engine"].get("traces", {})
-        if traces.get("examples") and point in (None, run["point"]):
+        if traces.get("examples") and not run.get("discarded") and point in (None, run["point"]):
             return encode(traces)
     which = "no run" if point is None else f"no run of point {point}"
     raise UserError(f"{which} has traces: add `trace = 100` to [run] of the experiment and run it again")
