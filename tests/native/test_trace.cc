@@ -71,8 +71,7 @@ uint64_t at(const engine_trace& trace, unsigned kind, unsigned detail = 0, uint3
 }
 
 uint32_t id_of(engine_node_t* node) {
-    engine_node_info info = embedder::info_of(node);
-    return static_cast<uint32_t>(info.id);
+    return static_cast<uint32_t>(embedder::info_of(node).id);
 }
 
 uint16_t id_of(engine_context_t* context) {

@@ -474,8 +474,7 @@ TEST(block_status_ends_where_it_was_checked) {
 // --- resize
 
 uint64_t bytes_of(engine_node_t* node) {
-    engine_node_info info = embedder::info_of(node);
-    return info.bytes;
+    return embedder::info_of(node).bytes;
 }
 
 TEST(a_resize_is_of_both_or_neither) {
