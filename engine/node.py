@@ -266,8 +266,9 @@ class BlockNode(BlockIO, Closeable):
     def replace_with(self, other: BlockNode, *, timeout: float | str = 30.0) -> None:
         """All users of this node use another from then on, which is not smaller.
 
-        Both stay open; one that was opened along with a node above it is yours to close from then on. Where
-        `other` is above this node, an overlay say, its own use of this node stays.
+        Both stay open; one that was opened along with a node above it does so until the engine is closed, and
+        this object of it until that node is. Where `other` is above this node, an overlay say, its own use of
+        this node stays.
 
         LimitExceeded as for `insert_filter`; Conflict, naming both, where users do not go together.
         """
